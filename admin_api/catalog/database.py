@@ -1,0 +1,146 @@
+"""Opening the catalog: SQLite (WAL) or PostgreSQL, sessions, migrations.
+
+The services get sessions from here and nothing else from SQLAlchemy's engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session
+
+from admin_api.errors import CatalogUnavailable, ConfigurationError, NoSpace
+from admin_api.settings import CatalogSettings
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+#: Serialises migrations of several processes that start at once (any number, but always this).
+_MIGRATION_LOCK = 7_237_601
+
+
+class Catalog:
+    """The database, opened; ``reading`` and ``writing`` give sessions."""
+
+    def __init__(self, settings: CatalogSettings) -> None:
+        """Prepare the engine; nothing is connected yet."""
+        self._url = _url(settings)
+        self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        options: dict[str, Any] = {"pool_size": settings.pool_size, "max_overflow": 20}
+        if self.is_sqlite:
+            options["connect_args"] = {
+                "timeout": settings.busy_seconds,
+                "check_same_thread": False,
+            }
+        else:
+            options |= {
+                "pool_pre_ping": True,
+                "pool_timeout": settings.busy_seconds,
+                "connect_args": {
+                    "connect_timeout": 5,
+                    "options": f"-c lock_timeout={int(settings.busy_seconds * 1000)}",
+                },
+            }
+        self._engine = create_engine(self._url, **options)
+        if self.is_sqlite:
+            _prepare_sqlite(self._engine)
+        self._writer = self._engine.execution_options(begin="IMMEDIATE")
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A session that sees one state of the catalog and changes nothing."""
+        with _translated(), Session(self._engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Session]:
+        """A session whose changes are committed at the end, all or none.
+
+        IntegrityError is passed on: the callers know what a clash means.
+        """
+        with _translated(), Session(self._writer, expire_on_commit=False) as session:
+            with session.begin():
+                yield session
+
+    def ping(self) -> None:
+        """Return if the database answers; raises CatalogUnavailable."""
+        with self.reading() as session:
+            session.execute(text("SELECT 1"))
+
+    def migrate(self) -> None:
+        """Bring the tables to this version; several processes may do so at once."""
+        with _translated(), self._writer.begin() as connection:
+            if not self.is_sqlite:
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+            config = Config()
+            config.set_main_option("script_location", str(_MIGRATIONS))
+            config.attributes["connection"] = connection
+            head = ScriptDirectory.from_config(config).get_current_head()
+            if MigrationContext.configure(connection).get_current_revision() != head:
+                command.upgrade(config, "head")
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self._engine.dispose()
+
+
+def _url(settings: CatalogSettings) -> URL:
+    url = make_url(settings.url)
+    if url.password:
+        raise ConfigurationError(
+            "catalog.url holds a password; put it into a file and name that in "
+            "catalog.password_file."
+        )
+    backend = url.get_backend_name()
+    if backend == "sqlite":
+        return url
+    if backend != "postgresql":
+        raise ConfigurationError(f"catalog.url names {backend!r}; sqlite or postgresql are known.")
+    if settings.password_file:
+        try:
+            password = settings.password_file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ConfigurationError(
+                f"Cannot read catalog.password_file {settings.password_file}: {error.strerror}."
+            ) from error
+        url = url.set(password=password)
+    return url.set(drivername="postgresql+psycopg")
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # transactions are begun below, not by the driver
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A writer takes its lock at once: a reader that turns writer would meet SQLITE_BUSY.
+        mode = connection.get_execution_options().get("begin", "DEFERRED")
+        connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except (DBAPIError, PoolTimeoutError) as error:
+        message = str(getattr(error, "orig", None) or error)
+        if "disk is full" in message or "No space left" in message or "disk I/O error" in message:
+            raise NoSpace("The disk of the catalog is full.") from error
+        raise CatalogUnavailable(
+            "The catalog database cannot be reached or written now; the log has its answer."
+        ) from error
+    except SQLAlchemyError as error:
+        raise CatalogUnavailable("The catalog database failed; the log says how.") from error

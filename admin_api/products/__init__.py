@@ -1,0 +1,1 @@
+"""Pure functions about products: names, where they go, manifests, digests, records."""

@@ -1,0 +1,253 @@
+"""Who may: tokens are made and checked here, and what they allow (design section 6).
+
+Follows RFC 8725: the algorithm is fixed per issuer, ``kid`` is only a key into our own table,
+``iss``, ``aud`` and ``exp`` are required.  Called by ``web/auth.py`` and ``storage-manager token``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import jwt
+
+from admin_api.catalog.events import Actor
+from admin_api.errors import ConfigurationError, Forbidden, NotFound, Unauthorized
+from admin_api.settings import AuthSettings
+
+MIN_KEY_BYTES = 32
+_MAX_TOKEN_BYTES = 8192
+_SUBJECT = re.compile(r"[\x21-\x7e]{1,200}")
+_SAMPLE_WORDS = ("changeme", "example", "secret", "password", "sample", "insecure", "default")
+
+
+class Scope(StrEnum):
+    """What a token can allow; ``admin`` allows everything."""
+
+    READ = "read"
+    INGEST = "ingest"
+    REMOVE = "remove"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks: subject, scopes, and the missions they are restricted to (None: all)."""
+
+    subject: str
+    scopes: frozenset[str]
+    missions: frozenset[str] | None
+    request_id: str | None = None
+
+    @property
+    def actor(self) -> Actor:
+        """For the event log."""
+        return Actor(self.subject, self.request_id)
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether the token allows everything (within its missions)."""
+        return Scope.ADMIN in self.scopes
+
+    def require(self, scope: Scope) -> None:
+        """Raise Forbidden unless the token has ``scope``."""
+        if scope not in self.scopes and not self.is_admin:
+            raise Forbidden(f"This needs a token with the scope {scope.value!r}.")
+
+    def sees(self, mission: str | None) -> bool:
+        """Whether products of ``mission`` exist for this principal."""
+        return self.missions is None or mission in self.missions
+
+    def require_sight(self, mission: str | None, what: str) -> None:
+        """Raise NotFound for what this principal may not know of."""
+        if not self.sees(mission):
+            raise NotFound(f"There is no {what}.")
+
+    def require_mission(self, mission: str | None) -> None:
+        """Raise Forbidden unless products of ``mission`` may be ingested."""
+        if not self.sees(mission):
+            allowed = ", ".join(sorted(self.missions or ()))
+            raise Forbidden(
+                f"The token is restricted to the missions {allowed}; the product's is {mission}."
+            )
+
+
+class Authority:
+    """Makes and checks tokens; key files are read again when they change."""
+
+    def __init__(self, settings: AuthSettings) -> None:
+        """Read the keys; raises ConfigurationError for short, missing or sample keys."""
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._stamps: dict[Path, tuple[int, int]] = {}
+        self._own: dict[str, str] = {}
+        self._foreign: dict[str, dict[str, Any]] = {}
+        self._refresh()
+
+    def issue(
+        self,
+        subject: str,
+        scopes: list[Scope],
+        lifetime: timedelta,
+        missions: list[str] | None = None,
+    ) -> str:
+        """A token signed with the first key of the key file."""
+        if not _SUBJECT.fullmatch(subject):
+            raise ConfigurationError(
+                "A subject has 1 to 200 printable ASCII characters, no spaces."
+            )
+        now = datetime.now(UTC)
+        claims: dict[str, Any] = {
+            "iss": self._settings.issuer,
+            "aud": self._settings.audience,
+            "sub": subject,
+            "iat": now,
+            "exp": now + lifetime,
+            "jti": secrets.token_hex(8),
+            "scope": " ".join(scopes),
+        }
+        if missions is not None:
+            claims["missions"] = missions
+        kid, key = next(iter(self._own.items()))
+        return jwt.encode(claims, key, algorithm="HS256", headers={"kid": kid})
+
+    def check(self, token: str, request_id: str | None = None) -> Principal:
+        """Who the token speaks for; raises Unauthorized with the reason."""
+        if len(token) > _MAX_TOKEN_BYTES:
+            raise Unauthorized("The token is too long.")
+        self._refresh()
+        try:
+            header = jwt.get_unverified_header(token)
+            issuer = jwt.decode(token, options={"verify_signature": False}).get("iss")
+            key, algorithm = self._key_for(issuer, header.get("kid"))
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=[algorithm],
+                audience=self._settings.audience,
+                issuer=issuer,
+                leeway=self._settings.leeway_seconds,
+                options={"require": ["iss", "aud", "exp", "sub"]},
+            )
+        except jwt.ExpiredSignatureError:
+            raise Unauthorized("The token has expired.") from None
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
+            raise Unauthorized("The token does not hold.") from None
+        return self._principal(claims, request_id)
+
+    def _key_for(self, issuer: object, kid: object) -> tuple[Any, str]:
+        if not isinstance(kid, str) or not isinstance(issuer, str):
+            raise Unauthorized("The token names no issuer or no key.")
+        if issuer == self._settings.issuer and kid in self._own:
+            return self._own[kid], "HS256"
+        for known in self._settings.issuers:
+            if issuer == known.issuer and kid in self._foreign[issuer]:
+                return self._foreign[issuer][kid], known.algorithm
+        raise Unauthorized("The token's issuer or key is not known here.")
+
+    @staticmethod
+    def _principal(claims: dict[str, Any], request_id: str | None) -> Principal:
+        subject, scope, missions = claims["sub"], claims.get("scope", ""), claims.get("missions")
+        if not isinstance(subject, str) or not _SUBJECT.fullmatch(subject):
+            raise Unauthorized("The token's subject is not acceptable.")
+        if not isinstance(scope, str):
+            raise Unauthorized("The token's scope must be a string of words.")
+        if missions is not None and not (
+            isinstance(missions, list) and all(isinstance(item, str) for item in missions)
+        ):
+            raise Unauthorized("The token's missions must be a list of strings.")
+        known = {item.value for item in Scope}
+        return Principal(
+            subject,
+            frozenset(scope.split()) & known,
+            None if missions is None else frozenset(missions),
+            request_id,
+        )
+
+    def _refresh(self) -> None:
+        """Take up key files that have changed: keys are rotated without a restart."""
+        with self._lock:
+            path = self._settings.key_file
+            if self._changed(path):
+                self._own = read_keys(path)
+            for issuer in self._settings.issuers:
+                if self._changed(issuer.jwks_file):
+                    self._foreign[issuer.issuer] = _read_jwks(issuer.jwks_file, issuer.algorithm)
+
+    def _changed(self, path: Path) -> bool:
+        try:
+            status = path.stat()
+        except OSError as error:
+            if path in self._stamps:
+                return False  # being replaced just now: the keys we have go on
+            raise ConfigurationError(
+                f"Cannot read the key file {path}: {error.strerror}."
+            ) from error
+        stamp = (status.st_mtime_ns, status.st_size)
+        changed = self._stamps.get(path) != stamp
+        self._stamps[path] = stamp
+        return changed
+
+
+def read_keys(path: Path) -> dict[str, str]:
+    """The HS256 keys of a key file: lines of ``kid key``.
+
+    Raises ConfigurationError for a missing file and for keys that are short or samples.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read the key file {path}: {error.strerror}.") from error
+    keys: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        kid, _, key = line.strip().partition(" ")
+        key = key.strip()
+        if len(key.encode()) < MIN_KEY_BYTES:
+            raise ConfigurationError(
+                f"{path}, line {number}: the key {kid!r} is shorter than {MIN_KEY_BYTES} bytes. "
+                "Make one with `storage-manager token --new-key FILE`."
+            )
+        if len(set(key)) < 8 or any(word in key.lower() for word in _SAMPLE_WORDS):  # noqa: PLR2004
+            raise ConfigurationError(
+                f"{path}, line {number}: the key {kid!r} looks like a sample, not a secret. "
+                "Make one with `storage-manager token --new-key FILE`."
+            )
+        keys[kid] = key
+    if not keys:
+        raise ConfigurationError(f"The key file {path} holds no key.")
+    return keys
+
+
+def new_key_file(path: Path) -> None:
+    """Write a key file with one fresh key, readable by its owner only.
+
+    Raises ConfigurationError if the file exists: a key in use is not overwritten.
+    """
+    try:
+        with open(path, "x", encoding="utf-8", opener=_private) as file:
+            file.write(f"k{datetime.now(UTC):%Y%m%d} {secrets.token_hex(32)}\n")
+    except OSError as error:
+        raise ConfigurationError(f"Cannot write the key file {path}: {error.strerror}.") from error
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _read_jwks(path: Path, algorithm: str) -> dict[str, Any]:
+    try:
+        keys = jwt.PyJWKSet.from_dict(json.loads(path.read_text(encoding="utf-8"))).keys
+    except (OSError, ValueError, jwt.PyJWTError) as error:
+        raise ConfigurationError(f"The key set {path} cannot be used: {error}.") from error
+    family = {"RS256": "RSA", "ES256": "EC"}[algorithm]
+    return {key.key_id: key.key for key in keys if key.key_id and key.key_type == family}

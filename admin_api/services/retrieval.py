@@ -1,0 +1,112 @@
+"""Handing products out: single files, ranges, whole products as an archive.
+
+Bytes come as an open file (sent by the kernel), as a signed link, or as an iterator; the web layer
+chooses among what is offered.  Called by ``web/files.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from sqlalchemy import select
+
+from admin_api.catalog.models import File, Product
+from admin_api.errors import NotFound, Unavailable
+from admin_api.services.access import Principal
+from admin_api.services.archives import Packed, pack_tar, pack_zip, tar_size
+from admin_api.services.facility import Facility
+from admin_api.services.listing import find_product, get_product, require_available
+
+
+def find_file(
+    facility: Facility, principal: Principal, product_id: str, path: str
+) -> tuple[Product, File]:
+    """A file of an available product; raises NotFound, Gone."""
+    with facility.catalog.reading() as session:
+        product = find_product(session, principal, product_id)
+        require_available(product)
+        file = session.get(File, (product.pk, path))
+    if file is None:
+        raise NotFound(f"The product {product.name!r} has no file {path!r}.")
+    return product, file
+
+
+def local_file(
+    facility: Facility, principal: Principal, product: Product, file: File
+) -> BinaryIO | None:
+    """The file, opened, where the store keeps it in one."""
+    try:
+        return facility.storage.local_file(file.key)
+    except NotFound:
+        raise _vanished(facility, principal, product, file) from None
+
+
+def link(facility: Facility, file: File) -> str | None:
+    """A signed link to the file, where the store has links and the settings want them."""
+    settings = facility.settings.storage
+    if not settings.links:
+        return None
+    return facility.storage.link(file.key, settings.link_seconds, file.path.rpartition("/")[2])
+
+
+def read(
+    facility: Facility, principal: Principal, product: Product, file: File, start: int, stop: int
+) -> Iterator[bytes]:
+    """Bytes ``start`` to ``stop`` of the file; all of them, or an error before or in between."""
+    try:
+        chunks = facility.storage.open(file.key, start, stop)
+    except NotFound:
+        raise _vanished(facility, principal, product, file) from None
+    return _complete(chunks, file, stop - start)
+
+
+def _complete(chunks: Iterator[bytes], file: File, size: int) -> Iterator[bytes]:
+    sent = 0
+    for chunk in chunks:
+        sent += len(chunk)
+        if sent > size:
+            break
+        yield chunk
+    if sent != size:
+        raise Unavailable(f"The store gave {sent} bytes of {file.path!r}; {size} are right.")
+
+
+def archive(
+    facility: Facility, principal: Principal, product_id: str, kind: str
+) -> tuple[Product, Iterator[bytes], int | None]:
+    """A whole product as a ``tar`` or ``zip`` stream, and its length where it is known."""
+    product, files = get_product(facility, principal, product_id)
+    require_available(product)
+    modified = product.available_at or product.created_at
+    named = [(_inside(product, files, file), file) for file in files]
+    packed = (
+        Packed(name, file.size, read(facility, principal, product, file, 0, file.size))
+        for name, file in named
+    )
+    if kind == "zip":
+        return product, pack_zip(packed, modified), None
+    size = tar_size([(name, file.size) for name, file in named], modified)
+    return product, pack_tar(packed, modified), size
+
+
+def _inside(product: Product, files: list[File], file: File) -> str:
+    """A product that is one file of its own name lies at the top; a tree below its name."""
+    if len(files) == 1 and file.path == product.name:
+        return file.path
+    return f"{product.name}/{file.path}"
+
+
+def _vanished(facility: Facility, principal: Principal, product: Product, file: File) -> Exception:
+    """Why the store has no bytes for a file that the catalog had a moment ago."""
+    with facility.catalog.reading() as session:
+        now = session.scalars(select(Product).where(Product.pk == product.pk)).one()
+        try:
+            require_available(find_product(session, principal, product.id))
+            require_available(now)
+        except Exception as error:  # noqa: BLE001 - the reason is what is asked for
+            return error
+    return Unavailable(
+        f"The store has no bytes for {file.path!r} of {product.name!r}; "
+        "an operator should run `storage-manager reconcile`."
+    )

@@ -1,0 +1,313 @@
+"""All settings, in one class; every key documented here, an unknown key is an error.
+
+Read from the TOML file that ``STORAGE_MANAGER_SETTINGS`` (or ``--settings``) names, overridden by
+``STORAGE_MANAGER_<SECTION>__<KEY>`` in the environment.  Secrets are never values here: a setting
+names the file that holds one.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from admin_api.errors import ConfigurationError
+
+ENVIRONMENT_PREFIX = "STORAGE_MANAGER_"
+# Read by the command line as a client, not settings of the service.
+CLIENT_VARIABLES = {f"{ENVIRONMENT_PREFIX}{name}" for name in ("SETTINGS", "URL", "TOKEN_FILE")}
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PosixBackend(_Section):
+    """A directory: local disk or an NFS mount."""
+
+    type: Literal["posix"] = "posix"
+    root: Path = Field(description="directory that holds the store; made if its parent exists")
+
+
+class S3Backend(_Section):
+    """A bucket of an S3 service (AWS, OTC OBS, Ceph, SeaweedFS...)."""
+
+    type: Literal["s3"] = "s3"
+    bucket: str
+    prefix: str = Field(default="", description="keys begin with this; no slash at either end")
+    endpoint: str | None = Field(default=None, description="URL of the service; none: AWS")
+    public_endpoint: str | None = Field(
+        default=None, description="URL that clients use in signed links; none: the endpoint"
+    )
+    region: str = "us-east-1"
+    credentials_file: Path | None = Field(
+        default=None,
+        description="file with aws_access_key_id = ... and aws_secret_access_key = ... (the AWS "
+        "credentials format, profile [default]); re-read when it changes; none: the instance's role",
+    )
+    path_style: bool = Field(default=True, description="bucket in the path, not in the host name")
+    signed_payload: bool = Field(
+        default=False,
+        description="sign a SHA-256 of every part (costs CPU; needed by few services)",
+    )
+    part_size: int = Field(default=8 * MIB, ge=5 * MIB, description="bytes of a multipart part")
+    concurrency: int = Field(default=4, ge=1, le=64, description="parts in flight per object")
+    timeout: float = Field(default=60.0, gt=0, description="seconds for one request")
+    retry_seconds: float = Field(default=20.0, ge=0, description="how long a request is retried")
+
+
+Backend = Annotated[PosixBackend | S3Backend, Field(discriminator="type")]
+
+
+class Mount(_Section):
+    """One store in the namespace."""
+
+    path: str = Field(default="", description="prefix in the namespace, no slashes at the ends")
+    backend: Backend
+
+
+class StorageSettings(_Section):
+    """Which stores make the namespace; the longest matching mount path wins."""
+
+    mounts: list[Mount] = Field(min_length=1)
+    key_template: str = Field(
+        default="{mission}/{type}/{yyyy}/{mm}/{dd}/{name}",
+        description="directory of a product; must end with {name}",
+    )
+    unsorted_template: str = Field(
+        default="unsorted/{name}", description="directory of a product whose name is not known"
+    )
+    links: bool = Field(
+        default=True, description="answer file requests with signed links where the store can"
+    )
+    link_seconds: int = Field(default=900, ge=10, le=900, description="life of a signed link")
+    escape_names: bool = Field(
+        default=False,
+        description="percent-encode characters of file names that the key grammar forbids, "
+        "instead of refusing the product",
+    )
+
+    @field_validator("key_template", "unsorted_template")
+    @classmethod
+    def _ends_with_name(cls, value: str) -> str:
+        if not value.endswith("{name}"):
+            raise ValueError("must end with {name}, so that no two products share a directory")
+        return value
+
+    @field_validator("mounts")
+    @classmethod
+    def _distinct_paths(cls, value: list[Mount]) -> list[Mount]:
+        if len({mount.path for mount in value}) != len(value):
+            raise ValueError("two mounts have the same path")
+        return value
+
+
+class CatalogSettings(_Section):
+    """The database that indexes the store."""
+
+    url: str = Field(
+        default="",
+        description="SQLAlchemy URL without a password; empty: SQLite in the state directory",
+    )
+    password_file: Path | None = Field(default=None, description="file with the database password")
+    pool_size: int = Field(default=10, ge=1)
+    busy_seconds: float = Field(default=30.0, gt=0, description="how long to wait for a lock")
+
+
+class Issuer(_Section):
+    """Another issuer of tokens, known by its public keys."""
+
+    issuer: str
+    jwks_file: Path
+    algorithm: Literal["RS256", "ES256"]
+
+
+class AuthSettings(_Section):
+    """Who may."""
+
+    key_file: Path = Field(
+        description="lines of 'kid key' (HS256, key of at least 32 bytes); the first one signs"
+    )
+    issuer: str = "storage-manager"
+    audience: str = "storage-manager"
+    leeway_seconds: int = Field(default=60, ge=0, le=60)
+    issuers: list[Issuer] = Field(default_factory=list)
+    public_docs: bool = Field(default=False, description="show the API description without a token")
+
+
+class S3Source(_Section):
+    """A bucket that products may be ingested from."""
+
+    backend: S3Backend
+    prefixes: list[str] = Field(
+        default_factory=lambda: [""], description="key prefixes that are allowed; '' allows all"
+    )
+
+
+class SourceSettings(_Section):
+    """Where products may be ingested from; nothing else is read."""
+
+    file_roots: list[Path] = Field(default_factory=list)
+    s3: list[S3Source] = Field(default_factory=list)
+    origins: list[str] = Field(
+        default_factory=list, description="allowed web origins, e.g. https://data.example.org"
+    )
+    private_networks: list[str] = Field(
+        default_factory=list,
+        description="loopback, link-local or private networks (CIDR) that origins may resolve to",
+    )
+    ca_file: Path | None = Field(default=None, description="CA bundle for https sources")
+    timeout: float = Field(default=60.0, gt=0, description="seconds without a byte")
+    redirects: int = Field(default=3, ge=0, le=10)
+
+
+class LimitSettings(_Section):
+    """Bounds (promise I8)."""
+
+    max_file_bytes: int = Field(default=64 * GIB, gt=0)
+    max_product_bytes: int = Field(default=256 * GIB, gt=0)
+    max_product_files: int = Field(default=100_000, gt=0)
+    max_request_bytes: int = Field(default=8 * MIB, gt=0, description="JSON bodies")
+    max_archive_ratio: int = Field(
+        default=1000, gt=0, description="unpacked bytes per archive byte"
+    )
+    parallel_files: int = Field(
+        default=8, ge=1, le=64, description="files of one product copied at once"
+    )
+    transfer_idle_seconds: float = Field(
+        default=60.0, gt=0, description="a body or download without a byte for so long ends"
+    )
+    transfer_min_rate: int = Field(
+        default=1024, ge=0, description="bytes per second that an upload must reach on average"
+    )
+
+
+class HousekeepingSettings(_Section):
+    """Clearing what crashes leave behind (promises I7 and I12)."""
+
+    interval_seconds: float = Field(default=60.0, gt=0)
+    grace_seconds: float = Field(
+        default=3600.0, gt=0, description="an ingest without a sign of life for so long is cleared"
+    )
+    commit_grace_seconds: float = Field(
+        default=30.0, gt=0, description="a commit older than this is finished or undone"
+    )
+    upload_seconds: float = Field(default=86400.0, gt=0, description="life of an upload session")
+    failed_seconds: float = Field(
+        default=86400.0, gt=0, description="how long failed attempts are remembered"
+    )
+    idempotency_seconds: float = Field(
+        default=86400.0, gt=0, description="how long Idempotency-Key answers are kept"
+    )
+
+
+class ServerSettings(_Section):
+    """The HTTP server."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = Field(default=9180, ge=0, le=65535)
+    processes: int = Field(default=1, ge=1, le=64)
+    threads: int = Field(default=32, ge=4, le=512)
+    max_connections: int = Field(default=10_000, ge=100)
+    header_seconds: float = Field(default=10.0, gt=0, description="time for a request's headers")
+    idle_seconds: float = Field(default=15.0, gt=0, description="life of an idle connection")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
+class Settings(BaseSettings):
+    """Everything an operator can set."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__"
+    )
+
+    state_dir: Path = Field(description="catalog (SQLite), metrics and other local state")
+    storage: StorageSettings
+    auth: AuthSettings
+    catalog: CatalogSettings = CatalogSettings()
+    sources: SourceSettings = SourceSettings()
+    limits: LimitSettings = LimitSettings()
+    housekeeping: HousekeepingSettings = HousekeepingSettings()
+    server: ServerSettings = ServerSettings()
+
+    @model_validator(mode="after")
+    def _sqlite_by_default(self) -> Settings:
+        if not self.catalog.url:
+            url = f"sqlite:///{self.state_dir / 'catalog.sqlite'}"
+            object.__setattr__(self, "catalog", self.catalog.model_copy(update={"url": url}))
+        return self
+
+    @property
+    def profile(self) -> str:
+        """The facility's profile, read off its mounts: ``posix``, ``s3`` or ``s3_nfs``."""
+        kinds = {mount.backend.type for mount in self.storage.mounts}
+        return "s3_nfs" if kinds == {"posix", "s3"} else kinds.pop()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment first, then the file (given as keyword arguments by :func:`load`)."""
+        return env_settings, init_settings
+
+
+def load(path: Path | None = None) -> Settings:
+    """Read the settings from ``path`` or the file that ``STORAGE_MANAGER_SETTINGS`` names.
+
+    Raises ConfigurationError with every wrong key, what is wrong with it and where.
+    """
+    if path is None:
+        named = os.environ.get(f"{ENVIRONMENT_PREFIX}SETTINGS")
+        if not named:
+            raise ConfigurationError(
+                "No settings: name the settings file with --settings or STORAGE_MANAGER_SETTINGS."
+            )
+        path = Path(named)
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(
+            f"Cannot read the settings file {path}: {error.strerror}."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The settings file {path} is not valid TOML: {error}.") from error
+    _refuse_unknown_variables()
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            for item in error.errors(include_input=False, include_url=False)
+        ]
+        raise ConfigurationError(f"Wrong settings in {path}:\n" + "\n".join(lines)) from error
+
+
+def _refuse_unknown_variables() -> None:
+    """A misspelt variable must not be silently without effect."""
+    known = {name.upper() for name in Settings.model_fields}
+    for name in os.environ:
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in CLIENT_VARIABLES:
+            section = name.removeprefix(ENVIRONMENT_PREFIX).split("__")[0]
+            if section not in known:
+                raise ConfigurationError(
+                    f"The environment variable {name} names no setting; "
+                    f"known sections: {', '.join(sorted(known))}."
+                )

@@ -1,0 +1,244 @@
+"""A directory as store: local disk or an NFS mount.
+
+A put writes a temporary file in ``.tmp/``, makes it durable, and links it to its key, which is
+atomic and create-only on local file systems and on NFS.  Called through the mount table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote, unquote, urlsplit
+
+from admin_api.errors import (
+    AlreadyExists,
+    Denied,
+    InvalidKey,
+    NoSpace,
+    NotFound,
+    StorageManagerError,
+    Unavailable,
+)
+from admin_api.storage import confined
+from admin_api.storage.base import CHUNK, Capacity, Stat
+from admin_api.storage.keys import beneath, check_key
+
+log = logging.getLogger(__name__)
+
+TEMPORARY = ".tmp"
+_LOST_RACE_ATTEMPTS = 10
+
+
+class PosixStorage:
+    """The ``Storage`` protocol over a directory."""
+
+    def __init__(self, root: Path) -> None:
+        """Take ``root`` as the store; it is made if its parent exists.
+
+        Raises Unavailable or Denied if it cannot be used.
+        """
+        self.root = root.absolute()
+        with _translated(str(self.root)):
+            self.root.mkdir(exist_ok=True)
+            (self.root / TEMPORARY).mkdir(exist_ok=True)
+
+    def put(self, key: str, chunks: Iterable[bytes], size_hint: int | None = None) -> Stat:
+        parts = check_key(key).split("/")
+        if size_hint is not None:
+            free = self.capacity().free
+            if free is not None and free < size_hint:
+                raise NoSpace(f"The store has {free} bytes left; {size_hint} are needed.")
+        temporary = f"{uuid.uuid4().hex}.part"
+        with _translated(key), confined.directory(self.root, [TEMPORARY]) as temporary_dir:
+            fd = os.open(
+                temporary,
+                os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
+                0o644,
+                dir_fd=temporary_dir,
+            )
+            try:
+                try:
+                    _write_all(fd, chunks)
+                    os.fsync(fd)
+                    written = os.fstat(fd)
+                finally:
+                    os.close(fd)  # on NFS this is where a late EIO or ENOSPC shows
+                self._link(temporary, temporary_dir, parts)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary, dir_fd=temporary_dir)
+        return Stat(key, written.st_size, _time(written.st_mtime))
+
+    def _link(self, temporary: str, temporary_dir: int, parts: list[str]) -> None:
+        """Give the finished file its key; a directory pruned meanwhile is made again."""
+        for _ in range(_LOST_RACE_ATTEMPTS):
+            try:
+                with confined.directory(self.root, parts[:-1], create=True) as parent:
+                    os.link(temporary, parts[-1], src_dir_fd=temporary_dir, dst_dir_fd=parent)
+                    os.fsync(parent)
+                    return
+            except FileNotFoundError:
+                continue
+        raise Unavailable(f"The directory of {'/'.join(parts)!r} keeps vanishing; try again.")
+
+    def open(self, key: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        fd = self._descriptor(key)
+        size = os.fstat(fd).st_size
+        end = size if stop is None else min(stop, size)
+        os.posix_fadvise(fd, start, max(end - start, 0), os.POSIX_FADV_SEQUENTIAL)
+        return self._read(key, fd, start, end)
+
+    def _read(self, key: str, fd: int, start: int, stop: int) -> Iterator[bytes]:
+        with _translated(key):
+            yield from confined.read_descriptor(fd, start, stop, CHUNK)
+
+    def stat(self, key: str) -> Stat:
+        fd = self._descriptor(key)
+        try:
+            found = os.fstat(fd)
+        finally:
+            os.close(fd)
+        return Stat(key, found.st_size, _time(found.st_mtime))
+
+    def delete(self, key: str) -> None:
+        parts = check_key(key).split("/")
+        with _translated(key):
+            with confined.directory(self.root, parts[:-1]) as parent:
+                os.unlink(parts[-1], dir_fd=parent)
+                os.fsync(parent)
+            self._prune(parts[:-1])
+
+    def _prune(self, parts: list[str]) -> None:
+        """Remove directories that the delete has left empty, innermost first."""
+        while parts:
+            try:
+                with confined.directory(self.root, parts[:-1]) as parent:
+                    os.rmdir(parts[-1], dir_fd=parent)
+            except OSError:
+                return  # not empty, or somebody else was faster: both are fine
+            parts = parts[:-1]
+
+    def delete_many(self, keys: Iterable[str]) -> int:
+        count = 0
+        for key in keys:
+            with contextlib.suppress(NotFound):
+                self.delete(key)
+            count += 1
+        return count
+
+    def list(self, prefix: str = "", after: str = "") -> Iterator[Stat]:
+        if prefix:
+            check_key(prefix)
+        return self._walk(self.root / prefix, prefix, after)
+
+    def _walk(self, directory: Path, prefix: str, after: str) -> Iterator[Stat]:
+        try:
+            with os.scandir(directory) as entries:
+                found = list(entries)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise _translate(error, prefix) from error
+        named: list[tuple[bytes, str, os.DirEntry[str]]] = []
+        for entry in found:
+            key = f"{prefix}/{entry.name}" if prefix else entry.name
+            is_directory = entry.is_dir(follow_symlinks=False)
+            if key == TEMPORARY or not (is_directory or entry.is_file(follow_symlinks=False)):
+                continue
+            # A directory sorts as its keys do: with the slash behind its name.
+            named.append((os.fsencode(key + "/" if is_directory else key), key, entry))
+        for order, key, entry in sorted(named, key=lambda item: item[0]):
+            if order.endswith(b"/"):
+                if not after or order > os.fsencode(after) or beneath(after, key):
+                    yield from self._walk(directory / entry.name, key, after)
+            elif order > os.fsencode(after):
+                try:
+                    key.encode("utf-8")
+                    status = entry.stat(follow_symlinks=False)
+                except UnicodeEncodeError:
+                    log.warning("file name is not UTF-8, not listed", extra={"object": repr(key)})
+                except FileNotFoundError:
+                    continue  # deleted while the listing was on its way
+                else:
+                    yield Stat(key, status.st_size, _time(status.st_mtime))
+
+    def capacity(self) -> Capacity:
+        with _translated(str(self.root)):
+            found = os.statvfs(self.root)
+        return Capacity(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+
+    def ping(self) -> None:
+        with _translated(str(self.root)):
+            (self.root / TEMPORARY).stat()
+
+    def uri(self, key: str) -> str:
+        return "file://" + quote(f"{self.root}/{key}")
+
+    def key_of(self, uri: str) -> str | None:
+        split = urlsplit(uri)
+        path, root = unquote(split.path), f"{self.root}/"
+        if split.scheme != "file" or split.netloc or not path.startswith(root):
+            return None
+        return path.removeprefix(root).rstrip("/")
+
+    def local_file(self, key: str) -> BinaryIO | None:
+        return os.fdopen(self._descriptor(key), "rb", buffering=0)
+
+    def link(self, key: str, seconds: int, file_name: str) -> str | None:
+        return None
+
+    def reap(self, older_than: datetime) -> int:
+        reaped = 0
+        with _translated(TEMPORARY), confined.directory(self.root, [TEMPORARY]) as directory:
+            for name in os.listdir(directory):
+                with contextlib.suppress(FileNotFoundError):
+                    if _time(os.stat(name, dir_fd=directory).st_mtime) < older_than:
+                        os.unlink(name, dir_fd=directory)
+                        reaped += 1
+        return reaped
+
+    def _descriptor(self, key: str) -> int:
+        with _translated(key):
+            return confined.open_file(self.root, check_key(key).split("/"))
+
+
+def _write_all(fd: int, chunks: Iterable[bytes]) -> None:
+    for chunk in chunks:
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(fd, view) :]
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+@contextlib.contextmanager
+def _translated(key: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _translate(error, key) from error
+
+
+def _translate(error: OSError, key: str) -> StorageManagerError:
+    match error.errno:
+        case errno.EEXIST:
+            return AlreadyExists(f"The key {key!r} is written already.")
+        case errno.ENOENT | errno.ENOTDIR | errno.EISDIR:
+            return NotFound(f"There is no object {key!r}.")
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return NoSpace(f"The store is full (while working on {key!r}).")
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return Denied(f"The store does not permit this on {key!r}: {error.strerror}.")
+        case errno.ENAMETOOLONG | errno.EILSEQ | errno.EINVAL:
+            return InvalidKey(f"The file system refuses the name {key!r}: {error.strerror}.")
+        case _:
+            return Unavailable(f"The store failed on {key!r}: {error.strerror or error}.")
