@@ -53,8 +53,8 @@ class S3Backend(_Section):
     region: str = "us-east-1"
     credentials_file: Path | None = Field(
         default=None,
-        description="file with aws_access_key_id = ... and aws_secret_access_key = ... (the AWS "
-        "credentials format, profile [default]); re-read when it changes; none: the instance's role",
+        description="file in the AWS credentials format, profile [default]; re-read when it "
+        "changes; none: the instance's role",
     )
     path_style: bool = Field(default=True, description="bucket in the path, not in the host name")
     signed_payload: bool = Field(

@@ -71,7 +71,7 @@ class Digester:
 
 def _threads() -> ThreadPoolExecutor:
     # Made on first use: a pool made before the server forks would have no threads behind it.
-    global _pool  # noqa: PLW0603
+    global _pool
     if _pool is None:
         _pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="digest")
     return _pool

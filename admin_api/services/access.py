@@ -217,7 +217,7 @@ def read_keys(path: Path) -> dict[str, str]:
                 f"{path}, line {number}: the key {kid!r} is shorter than {MIN_KEY_BYTES} bytes. "
                 "Make one with `storage-manager token --new-key FILE`."
             )
-        if len(set(key)) < 8 or any(word in key.lower() for word in _SAMPLE_WORDS):  # noqa: PLR2004
+        if len(set(key)) < 8 or any(word in key.lower() for word in _SAMPLE_WORDS):
             raise ConfigurationError(
                 f"{path}, line {number}: the key {kid!r} looks like a sample, not a secret. "
                 "Make one with `storage-manager token --new-key FILE`."

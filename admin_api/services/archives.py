@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from stream_unzip import UnzipError, stream_unzip
 
@@ -71,7 +72,7 @@ class _Source(io.RawIOBase):
         taken, self._rest = self._rest[:size], self._rest[size:]
         return taken
 
-    def __iter__(self) -> Iterator[bytes]:  # type: ignore[override]  # chunks, not lines
+    def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
@@ -96,9 +97,9 @@ class _Source(io.RawIOBase):
 
 
 def _unpack_tar(source: _Source, kind: str) -> Iterator[Member]:
-    mode = "r|gz" if kind == "tar.gz" else "r|"
+    mode: Literal["r|", "r|gz"] = "r|gz" if kind == "tar.gz" else "r|"
     try:
-        with tarfile.open(fileobj=source, mode=mode, bufsize=CHUNK) as archive:  # type: ignore[call-overload]  # the mode is computed
+        with tarfile.open(fileobj=source, mode=mode, bufsize=CHUNK) as archive:
             for entry in archive:
                 if entry.isdir():
                     continue

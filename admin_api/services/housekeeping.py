@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
@@ -48,12 +49,12 @@ def clean(facility: Facility) -> Cleared:
     stale_commit = now - timedelta(seconds=settings.commit_grace_seconds)
     stale = now - timedelta(seconds=settings.grace_seconds)
     for pk in _rows(facility, State.COMMITTING, stale_commit):
-        cleared.settled += _attempt(lambda pk=pk: settle(facility, pk), pk)
+        cleared.settled += _attempt(partial(settle, facility, pk), pk)
     cleared.uploads = expire(facility)
     for pk in _rows(facility, State.RECEIVING, stale):
-        cleared.given_up += _attempt(lambda pk=pk: _give_up(facility, pk), pk)
+        cleared.given_up += _attempt(partial(_give_up, facility, pk), pk)
     for pk in _rows(facility, State.REMOVING, stale_commit):
-        cleared.finished += _attempt(lambda pk=pk: removal.finish(facility, pk), pk)
+        cleared.finished += _attempt(partial(removal.finish, facility, pk), pk)
     cleared.temporary = facility.storage.reap(stale)
     cleared.forgotten = _forget(facility, now)
     return cleared

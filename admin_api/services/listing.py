@@ -95,7 +95,7 @@ def list_products(
     return page, _encode_cursor(page[-1].pk) if len(found) > limit else None
 
 
-def _filtered(wish: ProductFilter) -> Select[tuple[Product]]:
+def _filtered(wish: ProductFilter) -> Select[Product]:
     query = select(Product).where(Product.available_at.is_not(None), Product.state == wish.state)
     for column, value in (
         (Product.mission, wish.mission),
@@ -156,7 +156,7 @@ def _encode_cursor(pk: int) -> str:
 def _decode_cursor(cursor: str) -> int:
     try:
         text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-        if text.startswith("p") and len(text) < 20 and text[1:].isdecimal():  # noqa: PLR2004
+        if text.startswith("p") and len(text) < 20 and text[1:].isdecimal():
             return int(text[1:])
     except (ValueError, binascii.Error):
         pass

@@ -1,4 +1,7 @@
-"""What is stored, where, how full, how healthy.  Called by ``web/storage.py`` and ``web/health.py``."""
+"""What is stored, where, how full, how healthy.
+
+Called by ``web/storage.py``, ``web/maintenance.py`` and ``web/health.py``.
+"""
 
 from __future__ import annotations
 

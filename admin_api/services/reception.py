@@ -132,7 +132,7 @@ class _Contents:
     files: dict[str, _Received] = field(default_factory=dict)
     pending: set[str] = field(default_factory=set)
     directories: set[str] = field(default_factory=set)
-    bytes: int = 0
+    size: int = 0
     manifest: bytes | None = None
 
 
@@ -178,7 +178,7 @@ class Reception:
             digest = FileDigest(file.size, file.sha256, file.md5)
             reception._reserve(file.path)
             reception._contents.files[file.path] = _Received(file.key, digest)
-            reception._contents.bytes += file.size
+            reception._contents.size += file.size
         return reception
 
     def __enter__(self) -> Self:
@@ -386,11 +386,12 @@ class Reception:
     ) -> Iterator[bytes]:
         """``chunks``, digested; what is wrong is raised before the store sees the end of them."""
         limits = self.facility.settings.limits
-        manifest = [] if path == manifest_of(self.wish.name) else None
+        is_manifest = path == manifest_of(self.wish.name)
+        manifest: list[bytes] | None = [] if is_manifest else None
         for chunk in digester.through(chunks):
             with self._contents.lock:
-                self._contents.bytes += len(chunk)
-                total = self._contents.bytes
+                self._contents.size += len(chunk)
+                total = self._contents.size
             if expected.size is not None and digester.size > expected.size:
                 raise SizeMismatch(f"{path!r} has more than the {expected.size} bytes announced.")
             if digester.size > limits.max_file_bytes:

@@ -1,9 +1,9 @@
 """Comparing the catalog with the store, safely while ingests and removals run.
 
 Two snapshots around the listing: an object is *missing* only if its product was available before
-its part of the listing was read and still is, and *unknown* only if no product, not even one that is just being
-received, has it after its part of the listing was read, and it is still there then.  The listing
-and the catalog are walked side by side in key order, so memory stays constant.
+its part of the listing was read and still is, and *unknown* only if no product, not even one that
+is just being received, has it after its part of the listing was read, and it is still there then.
+The listing and the catalog are walked side by side in key order, so memory stays constant.
 Called by ``web/maintenance.py``.
 """
 
@@ -141,7 +141,7 @@ def _is_unknown(facility: Facility, key: str) -> bool:
 
 
 def _unregistered(facility: Facility) -> Iterator[Finding]:
-    """Records in the store that the catalog does not know: `storage-manager rebuild` takes them in."""
+    """Records that the catalog does not know; `storage-manager rebuild` takes them in."""
     for mount, statement in records.read_all(facility):
         with facility.catalog.reading() as session:
             row = session.scalars(

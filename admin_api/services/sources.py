@@ -1,4 +1,4 @@
-"""Where products may be ingested from: directories, buckets and web servers that the settings allow.
+"""Where products may be ingested from: directories, buckets and web servers, as settings allow.
 
 Nothing else is read (promise I9).  A web source is resolved first, its addresses are checked, and
 the connection goes to the address that was checked; redirects are checked like the first address.
@@ -149,7 +149,7 @@ class Sources:
 
     def _check_web(self, uri: str) -> tuple[str, int, str]:
         """Host, port and request target of an allowed web URI."""
-        if any(ord(character) <= 0x20 or ord(character) == 0x7F for character in uri):  # noqa: PLR2004
+        if any(ord(character) <= 0x20 or ord(character) == 0x7F for character in uri):
             raise SourceDenied("The source URI holds spaces or control characters.")
         try:
             split = urlsplit(uri)

@@ -116,8 +116,8 @@ class S3Storage:
             with contextlib.suppress(StorageManagerError):
                 self.delete(key)
             raise ReadbackMismatch(
-                f"The S3 service says that {key!r} has {stat.size} bytes; {counted.size} were sent. "
-                "Run `storage-manager probe`."
+                f"The S3 service says that {key!r} has {stat.size} bytes; {counted.size} were "
+                "sent. Run `storage-manager probe`."
             )
         return Stat(key, stat.size, stat.modified, result.get("e_tag"))
 
@@ -127,13 +127,13 @@ class S3Storage:
             with _translated(key):
                 result = obstore.put(self._store, key, data, mode="create", use_multipart=False)
             etag = result.get("e_tag")
-        except AlreadyExists:
-            # An answer may have got lost and the engine's second try met our own object.
-            etag = self._adopt(key, data, digest)
-        except Unavailable:
-            etag = self._adopt(key, data, digest)
+        except (AlreadyExists, Unavailable):
+            # An answer may have got lost, and the engine's second try met our own object.
+            if not self._holds(key, data, digest):
+                raise
+            etag = None
         found = _MD5_ETAG.match(etag or "")
-        if found and found.group(1) != digest and self._reads_back(key, data) is False:
+        if found and found.group(1) != digest and not self._reads_back(key, data):
             with contextlib.suppress(StorageManagerError):
                 self.delete(key)
             raise ReadbackMismatch(
@@ -142,20 +142,16 @@ class S3Storage:
             )
         return Stat(key, len(data), datetime.now(UTC), etag)
 
-    def _adopt(self, key: str, data: bytes, digest: str) -> str | None:
-        """The ETag of the object if it holds exactly ``data``; otherwise the error goes on."""
-        stat = self._stat_or_none(key)
-        if stat is not None and stat.size == len(data):
-            found = _MD5_ETAG.match(stat.etag or "")
-            if (found and found.group(1) == digest) or self._reads_back(key, data):
-                return stat.etag
-        raise
-
-    def _stat_or_none(self, key: str) -> Stat | None:
+    def _holds(self, key: str, data: bytes, digest: str) -> bool:
+        """Whether the object holds exactly ``data``."""
         try:
-            return self.stat(key)
+            stat = self.stat(key)
+            found = _MD5_ETAG.match(stat.etag or "")
+            return stat.size == len(data) and (
+                (found is not None and found.group(1) == digest) or self._reads_back(key, data)
+            )
         except StorageManagerError:
-            return None
+            return False
 
     def _reads_back(self, key: str, data: bytes) -> bool:
         return b"".join(self.open(key)) == data
@@ -289,8 +285,8 @@ class S3Storage:
 
     def _new_client(self, endpoint: str | None, credentials: dict[str, str] | None) -> S3Client:
         # Imported here: it costs 25 MiB that a POSIX-only facility need not spend.
-        import boto3  # noqa: PLC0415
-        from botocore.config import Config  # noqa: PLC0415
+        import boto3
+        from botocore.config import Config
 
         options: dict[str, Any] = {}
         if credentials:
@@ -299,14 +295,12 @@ class S3Storage:
                 "aws_secret_access_key": credentials["secret_access_key"],
                 "aws_session_token": credentials.get("token"),
             }
-        style = "path" if self._settings.path_style else "virtual"
-        session = boto3.session.Session()
-        return session.client(
+        client: S3Client = boto3.session.Session().client(
             "s3",
             endpoint_url=endpoint,
             region_name=self._settings.region,
             config=Config(
-                s3={"addressing_style": style},
+                s3={"addressing_style": "path" if self._settings.path_style else "virtual"},
                 signature_version="s3v4",
                 # Many S3 services do not know the trailing checksums that are the default.
                 request_checksum_calculation="when_required",
@@ -317,6 +311,7 @@ class S3Storage:
             ),
             **options,
         )
+        return client
 
     def _read_credentials(self) -> dict[str, str]:
         path = self._settings.credentials_file
@@ -386,7 +381,7 @@ def _translated(key: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _translated_boto(key: str) -> Iterator[None]:
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+    from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield

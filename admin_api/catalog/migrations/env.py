@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations on the connection that ``catalog/database.py`` hands over."""
+"""Alembic's entry: runs the migrations on the connection of ``catalog/database.py``."""
 
 from alembic import context
 

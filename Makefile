@@ -1,0 +1,50 @@
+# The storage manager.  Every target does its own set-up; `make help` lists them.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+TESTS  ?= tests
+KEEP   ?=
+DATA   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint bench requirements clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.ready ## run the main job on the embedded profile (DATA=dir: your products too; KEEP=1: leave it running)
+	@DATA="$(DATA)" KEEP="$(KEEP)" $(BIN)/python scripts/demo.py
+
+test: $(VENV)/.ready-test $(VENV)/.ready-lint lint ## lint and every test tier this machine can run
+	@$(BIN)/python scripts/prerequisites.py
+	@$(BIN)/python -m pytest $(TESTS)
+
+test-fast: $(VENV)/.ready-test ## unit and contract tests only
+	@$(BIN)/python -m pytest tests/unit tests/contract
+
+lint: $(VENV)/.ready-test $(VENV)/.ready-lint ## style, types, known weaknesses
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/yamllint --strict .
+	@$(BIN)/bandit --quiet --recursive --configfile pyproject.toml admin_api
+	@scripts/audit.sh $(BIN)
+
+bench: $(VENV)/.ready-test $(VENV)/.ready-bench ## measure speed and memory (BENCH="p1 p3": only these)
+	@$(BIN)/python -m bench $(BENCH)
+
+requirements: $(VENV)/.ready-test ## resolve the pinned requirements anew
+	@scripts/requirements.sh $(BIN)
+
+clean: ## remove what the targets made in this folder
+	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
+
+$(VENV)/.ready: requirements.txt pyproject.toml
+	@scripts/venv.sh $(PYTHON) $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(VENV)/.ready-%: requirements-%.txt $(VENV)/.ready
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
+	@touch $@

@@ -1,0 +1,108 @@
+"""Commands that run on the service's own host, with its settings: serve, token, rebuild."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from admin_api.cli.client import EXIT_FAILED, Failure
+from admin_api.cli.output import emit
+from admin_api.errors import StorageManagerError
+
+# The service's own modules are imported by the commands: clients need not wait for them.
+
+settings_option = click.option(
+    "--settings",
+    "settings_file",
+    envvar="STORAGE_MANAGER_SETTINGS",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Settings file (TOML).",
+)
+
+
+@click.command()
+@settings_option
+def serve(settings_file: Path | None) -> None:
+    """Serve the API until a signal ends it."""
+    from admin_api.settings import load
+    from admin_api.web.server import serve as run
+
+    try:
+        run(load(settings_file))
+    except StorageManagerError as error:
+        raise Failure(error.detail, EXIT_FAILED) from error
+
+
+@click.command()
+@settings_option
+@click.option("--subject", default="operator", show_default=True, help="Who the token is for.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(["read", "ingest", "remove", "admin"]),
+    help="What it allows; may be given several times.  [default: read]",
+)
+@click.option("--mission", "missions", multiple=True, help="Restrict it to these missions.")
+@click.option("--hours", default=24.0, show_default=True, type=click.FloatRange(0.01, 24 * 366))
+@click.option(
+    "--new-key",
+    "new_key",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Make no token but a key file, at this path.",
+)
+def token(
+    settings_file: Path | None,
+    subject: str,
+    scopes: tuple[str, ...],
+    missions: tuple[str, ...],
+    hours: float,
+    new_key: Path | None,
+) -> None:
+    """Make a token with the facility's key, or the key itself."""
+    from admin_api.services.access import Authority, Scope, new_key_file
+    from admin_api.settings import load
+
+    try:
+        if new_key is not None:
+            new_key_file(new_key)
+            click.echo(f"Wrote a new key to {new_key}.", err=True)
+            return
+        authority = Authority(load(settings_file).auth)
+        click.echo(
+            authority.issue(
+                subject,
+                [Scope(scope) for scope in scopes or ("read",)],
+                timedelta(hours=hours),
+                list(missions) or None,
+            )
+        )
+    except StorageManagerError as error:
+        raise Failure(error.detail, EXIT_FAILED) from error
+
+
+@click.command()
+@settings_option
+@click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
+def rebuild(settings_file: Path | None, as_json: bool) -> None:
+    """Rebuild the catalog from the records in the stores (or bring an old one up to date)."""
+    from admin_api.services.facility import open_facility
+    from admin_api.services.rebuilding import rebuild as run
+    from admin_api.settings import load
+
+    counts: dict[str, Any] = {"statements": 0, "applied": 0}
+    try:
+        for step in run(open_facility(load(settings_file))):
+            counts = {"statements": step.statements, "applied": step.applied}
+            if not as_json:
+                click.echo(f"{step.statements} statements read", err=True)
+    except StorageManagerError as error:
+        raise Failure(error.detail, EXIT_FAILED) from error
+    emit(
+        as_json,
+        counts,
+        f"{counts['statements']} statements read, {counts['applied']} were new to the catalog.",
+    )

@@ -1,0 +1,106 @@
+"""Commands about the facility: status, probe, reconcile, purge, events, completion."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+from admin_api.cli.client import EXIT_FAILED, Client, Failure
+from admin_api.cli.output import emit, human
+
+
+@click.command()
+@click.pass_obj
+def status(client: Client) -> None:
+    """What is stored, where, how full."""
+    answer = client.json("GET", "/v1/storage")
+    size = human(answer["bytes"])
+    lines = [f"profile {answer['profile']}: {answer['products']} products, {size}"]
+    for mount in answer["mounts"]:
+        total, free = mount["capacity"]["total"], mount["capacity"]["free"]
+        full = f"{human(free)} of {human(total)} free" if total is not None else "capacity not told"
+        lines.append(f"  {mount['path']:20}{mount['uri']}  {mount['problem'] or full}")
+    lines += [
+        f"  {item['mission'] or '-':4} {item['product_type'] or '-':14}{item['products']:>9} products"
+        f"  {item['files']:>9} files  {human(item['bytes']):>10}"
+        for item in answer["usage"]
+    ]
+    emit(client.as_json, answer, "\n".join(lines))
+
+
+@click.command()
+@click.pass_obj
+def probe(client: Client) -> None:
+    """Check whether the stores keep their promises, in sentences."""
+    for line in client.lines("POST", "/v1/maintenance/probe"):
+        if line["type"] == "check":
+            mark = "ok    " if line["passed"] else "FAILED"
+            text = f"{mark}  {line['mount']}  {line['name']}: {line['sentence']}"
+            emit(client.as_json, line, text)
+        elif line["failed"]:
+            raise Failure(f"{line['failed']} promises are not kept.", EXIT_FAILED)
+
+
+@click.command()
+@click.pass_obj
+def reconcile(client: Client) -> None:
+    """Compare the catalog with the stores; says what is missing and what is unknown."""
+    for line in client.lines("POST", "/v1/maintenance/reconciliation"):
+        if line["type"] == "finding":
+            emit(client.as_json, line, f"{line['kind']:13}{human(line['size']):>10}  {line['key']}")
+        elif line["type"] == "progress" and not client.quiet:
+            click.echo(f"{line['objects']} objects compared", err=True)
+        elif line["type"] == "summary":
+            total = sum(line["findings"].values())
+            emit(client.as_json, line, f"{line['objects']} objects compared, {total} findings")
+            if total:
+                raise Failure("The catalog and the stores do not agree.", EXIT_FAILED)
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.pass_obj
+def purge(client: Client, dry_run: bool) -> None:
+    """Remove the products whose retention has ended and that nobody holds."""
+    query = {"dry_run": str(dry_run).lower()}
+    for line in client.lines("POST", "/v1/maintenance/purge", query=query):
+        if line["type"] == "product":
+            emit(client.as_json, line, f"{line['id']}  {human(line['size']):>10}  {line['name']}")
+        else:
+            verb = "are due" if dry_run else "removed"
+            text = f"{line['products']} products ({human(line['bytes'])}) {verb}"
+            emit(client.as_json, line, text)
+
+
+@click.command()
+@click.option("--after", default=0, help="Number of the last event known.")
+@click.option("--verify", is_flag=True, help="Check that the log is whole instead.")
+@click.pass_obj
+def events(client: Client, after: int, verify: bool) -> None:
+    """Show what happened, or check that the log of it is whole."""
+    if verify:
+        answer = client.json("GET", "/v1/events/chain")
+        emit(client.as_json, answer, f"{answer['events']} events follow from each other")
+        if not answer["intact"]:
+            raise Failure(f"Event {answer['first_broken']} does not.", EXIT_FAILED)
+        return
+    while True:
+        page = client.json("GET", "/v1/events", query={"after": after, "limit": 1000})
+        for event in page["events"]:
+            name, time = event["product_name"] or "", event["time"]
+            text = f"{event['number']:>7}  {time}  {event['kind']:18}{event['subject']}  {name}"
+            emit(client.as_json, event, text)
+        if not page["events"]:
+            return
+        after = page["next"]
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print the completion script of a shell, e.g. for: source <(storage-manager completion bash)."""
+    kind = get_completion_class(shell)
+    assert kind is not None
+    root = context.find_root()
+    click.echo(kind(root.command, {}, "storage-manager", "_STORAGE_MANAGER_COMPLETE").source())

@@ -1,0 +1,343 @@
+"""Commands about products: ingest, get, ls, show, rm, keep, verify."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import click
+import urllib3
+
+from admin_api.cli.client import CHUNK, EXIT_FAILED, Client, Failure, Reader
+from admin_api.cli.output import Progress, emit, human
+
+_TREES = (".SAFE", ".SEN3")
+
+
+@click.command()
+@click.argument("what", nargs=-1, required=True)
+@click.option("--name", help="Name of the product (with a single one).")
+@click.option("--unpack", is_flag=True, help="The files are archives of products.")
+@click.option("--tree", is_flag=True, help="Each directory is one product.")
+@click.option("--duplicates", type=click.Choice(["skip", "error", "replace"]), default="skip")
+@click.option(
+    "--verification",
+    type=click.Choice(["size", "digest", "manifest", "readback"]),
+    default="digest",
+    show_default=True,
+)
+@click.option("--retention", help="Keep at least until (RFC 3339).")
+@click.option("--register", is_flag=True, help="URIs only: register in place, copy nothing.")
+@click.option("--parallel", default=4, show_default=True, type=click.IntRange(1, 32))
+@click.pass_obj
+def ingest(client: Client, /, what: tuple[str, ...], parallel: int, **options: Any) -> None:
+    """Ingest products: local files and directories (uploaded), or URIs (fetched by the service).
+
+    A directory named .SAFE or .SEN3 (or with --tree any) is one product; of another directory
+    each entry is one.
+    """
+    items = [item for argument in what for item in _expand(argument, options["tree"])]
+    if options["name"] and len(items) != 1:
+        raise click.UsageError("--name goes with a single product.")
+    failed = 0
+    for item in items:
+        try:
+            answer = _ingest_one(client, item, parallel, options)
+        except Failure as failure:
+            failed += 1
+            emit(
+                client.as_json,
+                {"source": str(item), **failure.problem},
+                f"FAILED  {item}: {failure.message}",
+            )
+            for line in _manifest_lines(failure.problem):
+                if not client.as_json:
+                    click.echo(line)
+            continue
+        emit(
+            client.as_json,
+            answer,
+            f"{answer['result']:8}{answer['id']}  {human(answer['size']):>10}  {answer['name']}",
+        )
+    if failed:
+        raise Failure(f"{failed} of {len(items)} products failed.", EXIT_FAILED)
+
+
+def _expand(argument: str, tree: bool) -> list[str | Path]:
+    if "://" in argument or argument.startswith("file:"):
+        return [argument]
+    path = Path(argument)
+    if not path.exists():
+        raise click.UsageError(f"There is no {argument!r}.")
+    if path.is_dir() and not tree and path.suffix not in _TREES:
+        return sorted(path.iterdir())
+    return [path]
+
+
+def _ingest_one(
+    client: Client, item: str | Path, parallel: int, options: dict[str, Any]
+) -> dict[str, Any]:
+    wishes = {
+        "duplicates": options["duplicates"],
+        "verification": options["verification"],
+        "retention": options["retention"],
+    }
+    if isinstance(item, str):
+        body = {
+            "source": item,
+            "unpack": options["unpack"],
+            "mode": "register" if options["register"] else "copy",
+            **wishes,
+        }
+        if options["name"]:
+            body["name"] = options["name"]
+        answer: dict[str, Any] = client.json("POST", "/v1/products", body=body, headers=_once())
+        return answer
+    item = item.resolve()
+    if item.is_dir():
+        return _upload_tree(client, item, options["name"] or item.name, parallel, wishes)
+    name = options["name"] or item.name
+    query = wishes | ({"unpack": "true"} if options["unpack"] else {})
+    with _progress(client, name, item.stat().st_size) as progress:
+        return _put(client, item, f"/v1/uploads/{quote(name)}", progress, query)
+
+
+def _upload_tree(
+    client: Client, directory: Path, name: str, parallel: int, wishes: dict[str, Any]
+) -> dict[str, Any]:
+    files = sorted(path for path in directory.rglob("*") if not path.is_dir())
+    session = client.json("POST", "/v1/uploads", body={"name": name, **wishes})
+    base = f"/v1/uploads/{session['id']}"
+    try:
+        with (
+            _progress(client, name, sum(path.stat().st_size for path in files)) as progress,
+            ThreadPoolExecutor(parallel) as pool,
+        ):
+            list(
+                pool.map(
+                    lambda path: _put(
+                        client,
+                        path,
+                        f"{base}/{quote(path.relative_to(directory).as_posix())}",
+                        progress,
+                    ),
+                    files,
+                )
+            )
+        answer: dict[str, Any] = client.json("POST", f"{base}/commit")
+    except (Failure, KeyboardInterrupt):
+        client.request("DELETE", base)
+        raise
+    return answer
+
+
+def _put(
+    client: Client,
+    path: Path,
+    target: str,
+    progress: Progress,
+    query: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    with path.open("rb") as file:
+        answer: dict[str, Any] = client.json(
+            "PUT",
+            target,
+            query=query,
+            data=Reader(file, progress.move),
+            headers={"Content-Length": str(path.stat().st_size), **_once()},
+        )
+    return answer
+
+
+def _once() -> dict[str, str]:
+    return {"Idempotency-Key": uuid.uuid4().hex}
+
+
+def _progress(client: Client, what: str, total: int) -> Progress:
+    return Progress(what, total, client.as_json, client.quiet)
+
+
+def _manifest_lines(problem: dict[str, Any]) -> list[str]:
+    report = problem.get("manifest") or {}
+    lines = [f"    wrong    {item['path']}: {item['reason']}" for item in report.get("wrong", [])]
+    return lines + [f"    missing  {path}" for path in report.get("missing", [])]
+
+
+@click.command()
+@click.argument("reference")
+@click.option("--output", type=click.Path(path_type=Path), default=Path(), help="Directory.")
+@click.option("--file", "only", multiple=True, help="Only these files of the product.")
+@click.option("--parallel", default=4, show_default=True, type=click.IntRange(1, 32))
+@click.pass_obj
+def get(client: Client, reference: str, output: Path, only: tuple[str, ...], parallel: int) -> None:
+    """Retrieve a product by id or name; an interrupted one goes on where it stopped."""
+    product = client.find(reference)
+    files = [item for item in product["files"] if not only or item["path"] in only]
+    if only and len(files) != len(set(only)):
+        raise Failure("The product has not all of these files.", EXIT_FAILED)
+    top = output
+    if not (len(product["files"]) == 1 and product["files"][0]["path"] == product["name"]):
+        top = output / product["name"]
+    with (
+        _progress(client, product["name"], sum(item["size"] for item in files)) as progress,
+        ThreadPoolExecutor(parallel) as pool,
+    ):
+        list(pool.map(lambda item: _fetch(client, item, top, progress), files))
+    emit(client.as_json, {"id": product["id"], "path": str(top)}, f"{product['name']} is in {top}")
+
+
+def _fetch(client: Client, item: dict[str, Any], top: Path, progress: Progress) -> None:
+    target = top / item["path"]
+    if not target.resolve().is_relative_to(top.resolve()):
+        raise Failure(f"{item['path']!r} would leave {top}.", EXIT_FAILED)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if (
+        target.exists()
+        and target.stat().st_size == item["size"]
+        and _sha256(target) == item["sha256"]
+    ):
+        progress.move(item["size"])
+        return
+    part = target.with_name(f".{item['sha256'][:16]}.part")
+    with part.open("ab") as file:
+        have = file.tell()
+        progress.move(have)
+        if have < item["size"]:
+            headers = {"Range": f"bytes={have}-"} if have else {}
+            answer = client.request("GET", item["href"], headers=headers)
+            try:
+                for chunk in answer.stream(CHUNK):
+                    file.write(chunk)
+                    progress.move(len(chunk))
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                raise Failure(
+                    f"{item['path']!r} broke off; run the command again to go on.", EXIT_FAILED
+                ) from error
+    if _sha256(part) != item["sha256"]:
+        part.unlink()
+        raise Failure(f"{item['path']!r} arrived with another digest; run it again.", EXIT_FAILED)
+    part.replace(target)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@click.command()
+@click.option("--mission")
+@click.option("--type", "product_type")
+@click.option("--name-prefix")
+@click.option("--state", type=click.Choice(["available", "removing", "removed"]))
+@click.option("--sensing-from", help="RFC 3339.")
+@click.option("--sensing-to", help="RFC 3339.")
+@click.option("--created-from", help="RFC 3339.")
+@click.option("--created-to", help="RFC 3339.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many.")
+@click.pass_obj
+def ls(client: Client, /, limit: int | None, **filters: Any) -> None:
+    """List products, one per line."""
+    cursor, left = None, limit
+    while True:
+        size = min(left, 1000) if left else 1000
+        page = client.json(
+            "GET", "/v1/products", query={**filters, "cursor": cursor, "limit": size}
+        )
+        for product in page["products"]:
+            emit(
+                client.as_json,
+                product,
+                f"{product['id']}  {human(product['size']):>10}  {product['file_count']:>5} files  "
+                f"{product['name']}",
+            )
+        cursor = page["next"]
+        if left is not None:
+            left -= len(page["products"])
+        if cursor is None or left == 0:
+            return
+
+
+@click.command()
+@click.argument("reference")
+@click.pass_obj
+def show(client: Client, reference: str) -> None:
+    """Show a product, by id or name, with its files."""
+    product = client.find(reference)
+    lines = [
+        f"{key:15}{product[key]}" for key in product if key != "files" and product[key] is not None
+    ]
+    lines += [
+        f"  {human(item['size']):>10}  {item['sha256'][:12]}  {item['path']}"
+        for item in product["files"]
+    ]
+    emit(client.as_json, product, "\n".join(lines))
+
+
+@click.command()
+@click.argument("references", nargs=-1, required=True)
+@click.option("--cause", default="requested", show_default=True, help="Kept in the tombstone.")
+@click.pass_obj
+def rm(client: Client, references: tuple[str, ...], cause: str) -> None:
+    """Remove products, by id or name."""
+    for reference in references:
+        product = client.find(reference)
+        answer = client.json("DELETE", f"/v1/products/{product['id']}", query={"cause": cause})
+        emit(client.as_json, answer, f"{answer['state']:10}{answer['id']}  {answer['name']}")
+
+
+@click.command()
+@click.argument("reference")
+@click.option("--hold", help="Hold the product, for this reason.")
+@click.option("--release", is_flag=True, help="Lift the hold.")
+@click.option("--retention", help="Not removed before (RFC 3339), purged after; 'none' lifts it.")
+@click.pass_obj
+def keep(
+    client: Client, reference: str, hold: str | None, release: bool, retention: str | None
+) -> None:
+    """Hold a product, lift the hold, or set its retention date."""
+    body: dict[str, Any] = {}
+    if hold or release:
+        body["hold"] = hold
+    if retention:
+        body["retention"] = None if retention == "none" else retention
+    if not body:
+        raise click.UsageError("Say --hold, --release or --retention.")
+    product = client.find(reference)
+    answer = client.json("PATCH", f"/v1/products/{product['id']}", body=body)
+    emit(
+        client.as_json,
+        answer,
+        f"{answer['name']}: hold {answer['hold'] or 'none'}, "
+        f"retention {answer['retention'] or 'none'}",
+    )
+
+
+@click.command()
+@click.argument("references", nargs=-1, required=True)
+@click.option("--manifest", is_flag=True, help="Compare with the manifest too.")
+@click.pass_obj
+def verify(client: Client, references: tuple[str, ...], manifest: bool) -> None:
+    """Read products back and compare them with what was stored."""
+    failed = 0
+    for reference in references:
+        product = client.find(reference)
+        path = f"/v1/products/{product['id']}/verification"
+        with _progress(client, product["name"], product["size"]) as progress:
+            for line in client.lines("POST", path, query={"manifest": str(manifest).lower()}):
+                if line["type"] == "summary":
+                    failed += line["failed"]
+                    emit(
+                        client.as_json,
+                        {"id": product["id"], **line},
+                        f"{product['name']}: {line['checked']} checked, {line['failed']} failed",
+                    )
+                    continue
+                progress.move(line["size"])
+                if not line["passed"]:
+                    emit(client.as_json, line, f"FAILED  {line['path']}: {line['message']}")
+    if failed:
+        raise Failure(f"{failed} files are not what they should be.", EXIT_FAILED)

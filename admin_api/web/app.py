@@ -1,0 +1,104 @@
+"""The application factory: blueprints, errors, request ids, metrics.
+
+Called by ``web/server.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+
+from flask import Response, g, request
+from flask_openapi3.models.info import Info
+from flask_openapi3.openapi import OpenAPI
+
+from admin_api import __version__
+from admin_api.errors import InvalidRequest
+from admin_api.services.access import Authority
+from admin_api.services.facility import Facility
+from admin_api.web import files, health, maintenance, metrics, problems, products, storage, uploads
+from admin_api.web.auth import authenticate
+from admin_api.web.auth import facility as facility_of_request
+from admin_api.web.body import Transfers
+
+log = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+#: Threads that stay free for control requests while payload flows.
+_CONTROL_THREADS = 4
+
+
+def create_app(facility: Facility) -> OpenAPI:
+    """The HTTP API over ``facility``; raises ConfigurationError for unusable keys."""
+    app = OpenAPI(
+        "admin_api",
+        info=Info(
+            title="Storage manager",
+            version=__version__,
+            description="Takes products in, hands them out, removes them, watches over them.",
+        ),
+        security_schemes={
+            "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+        },
+        validation_error_status=400,
+        validation_error_model=problems.Problem,
+        validation_error_callback=problems.of_validation,
+    )
+    # Keys are taken as they are sent: '//' is refused by the grammar, not folded away.
+    app.url_map.merge_slashes = False
+    app.extensions["facility"] = facility
+    app.extensions["authority"] = Authority(facility.settings.auth)
+    app.extensions["transfers"] = Transfers(facility.settings.server.threads - _CONTROL_THREADS)
+    problems.register(app)
+    app.before_request(_begin)
+    app.after_request(_end)
+    for module in (products, uploads, files, storage, maintenance, health):
+        app.register_api(module.api)
+    return app
+
+
+def _begin() -> None:
+    given = request.headers.get("X-Request-Id", "")
+    g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    g.begun = time.monotonic()
+    metrics.RUNNING.inc()
+    g.counted = True
+    try:
+        path = request.environ["PATH_INFO"].encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError:
+        raise InvalidRequest("The path of the request is not valid UTF-8.") from None
+    if "\0" in path:
+        raise InvalidRequest("The path of the request holds a NUL.")
+    if (
+        request.blueprint in ("openapi", "swagger")
+        and not facility_of_request().settings.auth.public_docs
+    ):
+        authenticate()
+
+
+def _end(response: Response) -> Response:
+    response.headers["X-Request-Id"] = g.get("request_id", "")
+    route = request.url_rule.rule if request.url_rule else "unknown"
+    elapsed = time.monotonic() - g.begun
+    metrics.REQUESTS.labels(request.method, route, response.status_code).inc()
+    metrics.SECONDS.labels(request.method, route).observe(elapsed)
+    if g.pop("counted", False):
+        metrics.RUNNING.dec()
+    if request.method == "PUT":
+        metrics.PAYLOAD_IN.inc(request.content_length or 0)
+    principal = g.get("principal")
+    log.info(
+        "request",
+        extra={
+            "method": request.method,
+            # Never the query: a link's signature or a name could be in it.
+            "path": request.path,
+            "status": response.status_code,
+            "seconds": round(elapsed, 4),
+            "subject": principal.subject if principal else None,
+            "remote": request.remote_addr,
+        },
+    )
+    return response

@@ -1,0 +1,95 @@
+"""Blueprints that are closed: every request needs a token, unless the blueprint says otherwise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
+
+from flask import current_app, g, request
+from flask_openapi3.blueprint import APIBlueprint
+from flask_openapi3.models.tag import Tag
+from werkzeug.exceptions import UnsupportedMediaType
+
+from admin_api.errors import InvalidRequest, Unauthorized
+from admin_api.services.access import Authority, Principal, Scope
+from admin_api.services.facility import Facility
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SECURITY: list[dict[str, list[str]]] = [{"token": []}]
+
+
+def facility() -> Facility:
+    """The facility that the application serves."""
+    return cast("Facility", current_app.extensions["facility"])
+
+
+def principal() -> Principal:
+    """Who asks."""
+    return cast("Principal", g.principal)
+
+
+def authenticate() -> None:
+    """Check the request's token; raises Unauthorized."""
+    authority = cast("Authority", current_app.extensions["authority"])
+    kind, _, token = request.headers.get("Authorization", "").partition(" ")
+    if kind.lower() != "bearer" or not token.strip():
+        raise Unauthorized("This needs a token: Authorization: Bearer <token>.")
+    g.principal = authority.check(token.strip(), g.request_id)
+
+
+def needs(scope: Scope) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Refuse the view unless the token has ``scope``."""
+
+    def decorate(view: Callable[P, R]) -> Callable[P, R]:
+        @wraps(view)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            principal().require(scope)
+            return view(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+def closed_blueprint(name: str, tag: str, **options: Any) -> APIBlueprint:
+    """A blueprint beneath ``/v1`` whose every request needs a token."""
+    blueprint = APIBlueprint(
+        name,
+        __name__,
+        url_prefix="/v1",
+        abp_tags=[Tag(name=tag)],
+        abp_security=SECURITY,
+        **options,
+    )
+    blueprint.before_request(authenticate)
+    blueprint.before_request(_check_json)
+    return blueprint
+
+
+def _check_json() -> None:
+    """Refuse a body that is not JSON where JSON is meant, with the place of the mistake.
+
+    Payload (PUT) is left alone.  Comes after the token check: strangers have nothing parsed.
+    """
+    if request.method not in ("POST", "PATCH"):
+        return
+    request.max_content_length = facility().settings.limits.max_request_bytes
+    body = request.get_data(cache=True)
+    if not body:
+        return
+    if request.mimetype != "application/json":
+        raise UnsupportedMediaType("The body must be application/json.")
+    try:
+        json.loads(body)
+    except json.JSONDecodeError as error:
+        raise InvalidRequest(
+            f"The body is not JSON: line {error.lineno}, column {error.colno}: {error.msg}."
+        ) from None
+    except UnicodeDecodeError:
+        raise InvalidRequest("The body is not valid UTF-8.") from None
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply.") from None

@@ -1,0 +1,111 @@
+"""Request bodies: raw payload in large pieces, and what headers say of it.  Called by the views."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import threading
+from collections.abc import Iterator
+
+from flask import Request
+
+from admin_api.errors import (
+    Busy,
+    ClientDisconnected,
+    ClientStalled,
+    InvalidRequest,
+    TooLarge,
+)
+from admin_api.services.pace import Pace
+from admin_api.services.reception import Expected
+from admin_api.settings import LimitSettings
+from admin_api.storage.base import CHUNK
+
+_DIGEST_ITEM = re.compile(r"\s*([a-z0-9-]+)\s*=\s*:([A-Za-z0-9+/=]*):\s*")
+_DIGEST_BYTES = {"sha-256": 32, "md5": 16}
+
+
+class Transfers:
+    """How many payload transfers run at once; the rest of the threads stay free for control."""
+
+    def __init__(self, limit: int) -> None:
+        self._slots = threading.BoundedSemaphore(limit)
+        self.limit = limit
+
+    def take(self) -> None:
+        """Take a slot; raises Busy if there is none."""
+        if not self._slots.acquire(blocking=False):
+            raise Busy(f"{self.limit} transfers are running already; try again in a moment.")
+
+    def give(self) -> None:
+        """Give a slot back."""
+        self._slots.release()
+
+
+def payload(request: Request, limits: LimitSettings) -> Iterator[bytes]:
+    """The raw body; the client must be authenticated before this is called.
+
+    Raises TooLarge at once for a Content-Length that is not allowed, and while reading
+    ClientStalled, ClientDisconnected.
+    """
+    length = request.content_length
+    if length is not None and length > limits.max_product_bytes:
+        raise TooLarge(
+            f"The body has {length} bytes; {limits.max_product_bytes} are allowed.",
+            limit=limits.max_product_bytes,
+        )
+    return _read(request, length, limits)
+
+
+def _read(request: Request, length: int | None, limits: LimitSettings) -> Iterator[bytes]:
+    pace = Pace(limits.transfer_min_rate)
+    received = 0
+    while length is None or received < length:
+        try:
+            chunk = request.stream.read(CHUNK)
+        except TimeoutError:
+            raise ClientStalled(
+                f"No byte came for {limits.transfer_idle_seconds:.0f} seconds."
+            ) from None
+        except Exception as error:
+            raise ClientDisconnected("The body broke off or is not framed correctly.") from error
+        if not chunk:
+            break
+        received += len(chunk)
+        if not pace.keeps_up(len(chunk)):
+            raise ClientStalled(
+                f"The body comes at less than {limits.transfer_min_rate} bytes per second."
+            )
+        yield chunk
+    if length is not None and received < length:
+        raise ClientDisconnected(f"The body ended after {received} of {length} bytes.")
+
+
+def expected(request: Request) -> Expected:
+    """Size and digests that the request announces.
+
+    ``Repr-Digest`` and ``Content-Digest`` (RFC 9530), ``Content-MD5`` (RFC 1864).
+    """
+    found: dict[str, str] = {}
+    for header in ("Repr-Digest", "Content-Digest"):
+        for item in filter(None, request.headers.get(header, "").split(",")):
+            match = _DIGEST_ITEM.fullmatch(item)
+            if match is None:
+                raise InvalidRequest(f"The header {header} is not a digest field of RFC 9530.")
+            if match[1] in _DIGEST_BYTES:
+                _note(found, match[1], match[2], header)
+    if "Content-MD5" in request.headers:
+        _note(found, "md5", request.headers["Content-MD5"], "Content-MD5")
+    return Expected(request.content_length, found.get("sha-256"), found.get("md5"))
+
+
+def _note(found: dict[str, str], algorithm: str, value: str, header: str) -> None:
+    try:
+        digest = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        digest = b""
+    if len(digest) != _DIGEST_BYTES[algorithm]:
+        raise InvalidRequest(f"The {algorithm} in {header} is not the base64 of such a digest.")
+    if found.setdefault(algorithm, digest.hex()) != digest.hex():
+        raise InvalidRequest(f"Two headers give different {algorithm} digests.")

@@ -1,0 +1,247 @@
+"""``/v1/products/{id}/files`` and ``/archive``: the bytes go out (RFC 9110 semantics)."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, BinaryIO, cast
+from urllib.parse import quote
+
+from flask import Response, current_app, request
+from werkzeug.http import http_date
+
+from admin_api.catalog.models import File, Product
+from admin_api.services import retrieval
+from admin_api.services.access import Scope
+from admin_api.web import problems, schemas
+from admin_api.web.auth import closed_blueprint, facility, needs, principal
+from admin_api.web.body import Transfers
+from admin_api.web.metrics import PAYLOAD_OUT
+
+api = closed_blueprint("files", "Files")
+
+
+def _octets(description: str, kind: str = "application/octet-stream") -> dict[str, Any]:
+    return {
+        "description": description,
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}}},
+    }
+
+
+@api.get(
+    "/products/<product_id>/files/<path:path>",
+    summary="Retrieve a file",
+    responses={
+        "200": _octets("the file"),
+        "206": _octets("the range asked for"),
+        "304": {"description": "not modified"},
+        "307": {"description": "where the file is handed out, by signed link"},
+        **problems.responses(404, 410, 412, 416),
+    },
+)
+@needs(Scope.READ)
+def retrieve(path: schemas.FilePath, query: schemas.FileQuery) -> Response:
+    """Validators, ranges and If-Range as RFC 9110 has them; the ETag is the SHA-256."""
+    product, file = retrieval.find_file(facility(), principal(), path.product_id, path.path)
+    modified = (product.available_at or product.created_at).replace(microsecond=0)
+    refused = _precondition(f'"{file.sha256}"', modified)
+    if refused is not None:
+        return _described(refused, file, modified)
+    span = _range(file, modified)
+    if span is None:
+        response = problems.problem(
+            "range_not_satisfiable", 416, f"The file has {file.size} bytes; none are in the range."
+        )
+        response.headers["Content-Range"] = f"bytes */{file.size}"
+        return _described(response, file, modified)
+    start, stop, partial = span
+    if query.redirect and request.method == "GET" and "If-Range" not in request.headers:
+        link = retrieval.link(facility(), file)
+        if link is not None:
+            # No description here: Content-Length and ETag are those of what the link leads to.
+            return Response(status=307, headers={"Location": link, "Cache-Control": "no-store"})
+    if request.method == "HEAD":
+        response = Response(status=200)
+        response.headers["Content-Length"] = str(file.size)
+        return _described(response, file, modified)
+    response = _payload(product, file, start, stop)
+    if partial:
+        response.status_code = 206
+        response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size}"
+    return _described(response, file, modified)
+
+
+@api.get(
+    "/products/<product_id>/archive",
+    summary="Retrieve a whole product",
+    responses={
+        "200": {
+            "description": "the product",
+            "content": {
+                kind: {"schema": {"type": "string", "format": "binary"}}
+                for kind in ("application/x-tar", "application/zip")
+            },
+        },
+        **problems.responses(404, 410),
+    },
+)
+@needs(Scope.READ)
+def archive(path: schemas.ProductPath, query: schemas.ArchiveQuery) -> Response:
+    """A tar or zip, packed while it streams."""
+    product, chunks, size = retrieval.archive(
+        facility(), principal(), path.product_id, query.format
+    )
+    kind = {"tar": "application/x-tar", "zip": "application/zip"}[query.format]
+    if request.method == "HEAD":
+        response = Response(status=200)
+    else:
+        response = Response(_slotted(_primed(chunks)), direct_passthrough=True)
+    response.content_type = kind
+    if size is not None:
+        response.headers["Content-Length"] = str(size)
+    name = quote(f"{product.name}.{query.format}")
+    response.headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{name}"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+def _precondition(etag: str, modified: datetime) -> Response | None:
+    """What RFC 9110, section 13.2.2 answers before the method is done; None: go on."""
+    tag = etag.strip('"')
+    if "If-Match" in request.headers:
+        if not request.if_match.contains(tag):
+            return problems.problem("precondition_failed", 412, "The file is another one.")
+    elif request.if_unmodified_since and request.if_unmodified_since < modified:
+        return problems.problem("precondition_failed", 412, "The file was made later.")
+    if "If-None-Match" in request.headers:
+        if request.if_none_match.contains_weak(tag):
+            return Response(status=304)
+    elif request.if_modified_since and request.if_modified_since >= modified:
+        return Response(status=304)
+    return None
+
+
+def _range(file: File, modified: datetime) -> tuple[int, int, bool] | None:
+    """Start, stop (exclusive) and whether that is a part; None if it cannot be satisfied.
+
+    A Range that is malformed, has several parts or another unit is ignored, as RFC 9110, section
+    14.2 permits.
+    """
+    whole = (0, file.size, False)
+    asked = request.range
+    if request.method != "GET" or asked is None or asked.units != "bytes" or len(asked.ranges) != 1:
+        return whole
+    if "If-Range" in request.headers and not _if_range(file, modified):
+        return whole
+    span = asked.range_for_length(file.size)
+    return None if span is None or span[0] >= span[1] else (span[0], span[1], True)
+
+
+def _if_range(file: File, modified: datetime) -> bool:
+    condition = request.if_range
+    if condition.etag is not None:
+        weak = request.headers["If-Range"].strip().startswith("W/")
+        return not weak and condition.etag == file.sha256
+    # A date is a strong validator only if the file was not made within that very second.
+    settled = modified < datetime.now(UTC) - timedelta(seconds=1)
+    return condition.date is not None and condition.date == modified and settled
+
+
+def _described(response: Response, file: File, modified: datetime) -> Response:
+    response.headers["ETag"] = f'"{file.sha256}"'
+    response.headers["Last-Modified"] = http_date(modified)
+    response.headers["Accept-Ranges"] = "bytes"
+    response.headers["Cache-Control"] = "private, no-cache"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    if response.status_code in (200, 206):
+        digest = base64.b64encode(bytes.fromhex(file.sha256)).decode()
+        response.headers["Repr-Digest"] = f"sha-256=:{digest}:"
+        response.content_type = "application/octet-stream"
+        name = quote(file.path.rpartition("/")[2])
+        response.headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{name}"
+    return response
+
+
+def _payload(product: Product, file: File, start: int, stop: int) -> Response:
+    """The bytes: from an open file by the kernel where that can be, streamed otherwise."""
+    response: Response
+    wrapper = request.environ.get("wsgi.file_wrapper")
+    # Only this server stops at Content-Length when it sends a file.
+    by_kernel = wrapper is not None and "gunicorn.socket" in request.environ
+    opened = retrieval.local_file(facility(), principal(), product, file) if by_kernel else None
+    if opened is not None and wrapper is not None:
+        opened.seek(start)
+        response = Response(wrapper(_SlottedFile(opened)), direct_passthrough=True)
+    else:
+        chunks = retrieval.read(facility(), principal(), product, file, start, stop)
+        response = Response(_slotted(_primed(chunks)), direct_passthrough=True)
+    response.headers["Content-Length"] = str(stop - start)
+    PAYLOAD_OUT.inc(stop - start)
+    return response
+
+
+def _primed(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """``chunks`` with the first one read, so that an error comes before the status is sent."""
+    first = next(chunks, None)
+
+    def rest() -> Iterator[bytes]:
+        if first is not None:
+            yield first
+            yield from chunks
+
+    return rest()
+
+
+def _transfers() -> Transfers:
+    return cast("Transfers", current_app.extensions["transfers"])
+
+
+def _slotted(chunks: Iterator[bytes]) -> _SlottedIterator:
+    transfers = _transfers()
+    transfers.take()
+    return _SlottedIterator(chunks, transfers.give)
+
+
+class _SlottedIterator:
+    """Chunks that hold a transfer slot until the server closes them."""
+
+    def __init__(self, chunks: Iterator[bytes], give: Callable[[], None]) -> None:
+        self._chunks = chunks
+        self._give: Callable[[], None] | None = give
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def close(self) -> None:
+        """Called by the server, whatever happened."""
+        give, self._give = self._give, None
+        if give is not None:
+            give()
+
+
+class _SlottedFile(io.RawIOBase):
+    """An open file that holds a transfer slot until the server closes it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        try:
+            transfers = _transfers()
+            transfers.take()
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
+        self._give = transfers.give
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+            self._give()
+        super().close()

@@ -1,0 +1,61 @@
+"""Prometheus metrics; served on their own port by ``web/server.py``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    make_wsgi_app,
+    multiprocess,
+)
+
+REQUESTS = Counter("storage_manager_requests_total", "HTTP requests", ["method", "route", "status"])
+SECONDS = Histogram(
+    "storage_manager_request_seconds",
+    "Seconds until the answer's headers",
+    ["method", "route"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
+RUNNING = Gauge(
+    "storage_manager_requests_running", "HTTP requests at work", multiprocess_mode="livesum"
+)
+PAYLOAD_IN = Counter("storage_manager_payload_received_bytes_total", "Bytes of request bodies")
+PAYLOAD_OUT = Counter("storage_manager_payload_sent_bytes_total", "Bytes of files handed out")
+CLEARED = Counter(
+    "storage_manager_housekeeping_cleared_total", "Leftovers cleared by housekeeping", ["kind"]
+)
+CAPACITY = Gauge(
+    "storage_manager_store_bytes",
+    "Capacity of a store",
+    ["mount", "kind"],
+    multiprocess_mode="mostrecent",
+)
+STORED = Gauge(
+    "storage_manager_stored_bytes",
+    "Bytes of available products",
+    ["mission", "product_type"],
+    multiprocess_mode="mostrecent",
+)
+PRODUCTS = Gauge(
+    "storage_manager_products",
+    "Available products",
+    ["mission", "product_type"],
+    multiprocess_mode="mostrecent",
+)
+
+
+def metrics_app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    """The WSGI application of the metrics port: everything of all server processes."""
+    if environ.get("PATH_INFO") not in ("/metrics", "/"):
+        start_response("404 Not Found", [("Content-Type", "text/plain")])
+        return [b"Metrics are at /metrics.\n"]
+    registry = CollectorRegistry()
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return make_wsgi_app(registry)(environ, start_response)  # type: ignore[no-any-return]

@@ -1,0 +1,71 @@
+"""``/v1/storage`` and ``/v1/events``: what is stored, how full, and what happened."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from flask import Response
+
+from admin_api.services import listing, monitoring
+from admin_api.services.access import Scope
+from admin_api.web import problems, schemas
+from admin_api.web.auth import closed_blueprint, facility, needs, principal
+from admin_api.web.replies import json_reply
+
+api = closed_blueprint("storage", "Storage")
+
+
+@api.get(
+    "/storage",
+    summary="What is stored, where, how full",
+    responses={"200": schemas.StorageAnswer, **problems.responses()},
+)
+@needs(Scope.READ)
+def storage() -> Response:
+    """Profile, mounts with their capacity, counts and bytes per mission and type."""
+    usage = monitoring.usage(facility(), principal())
+    answer = schemas.StorageAnswer(
+        profile=facility().settings.profile,
+        mounts=[
+            schemas.MountAnswer(
+                path=f"/{mount.path}",
+                type=mount.type,
+                uri=mount.uri,
+                capacity=schemas.CapacityAnswer(**asdict(mount.capacity)),
+                problem=mount.problem,
+            )
+            for mount in monitoring.mounts(facility())
+        ],
+        usage=[schemas.UsageAnswer(**asdict(item)) for item in usage],
+        products=sum(item.products for item in usage),
+        bytes=sum(item.bytes for item in usage),
+    )
+    return json_reply(answer)
+
+
+@api.get(
+    "/events",
+    summary="The change feed and audit log",
+    responses={"200": schemas.EventPage, **problems.responses()},
+)
+@needs(Scope.READ)
+def events(query: schemas.EventQuery) -> Response:
+    """Events behind a number; ask again with ``next`` for what happens later."""
+    found = listing.list_events(facility(), principal(), query.after, query.limit)
+    page = schemas.EventPage(
+        events=[schemas.event_answer(event) for event in found],
+        next=found[-1].number if found else query.after,
+    )
+    return json_reply(page)
+
+
+@api.get(
+    "/events/chain",
+    summary="Whether the event log is whole",
+    responses={"200": schemas.ChainAnswer, **problems.responses()},
+)
+@needs(Scope.ADMIN)
+def chain() -> Response:
+    """Checks the number and the seal of every event."""
+    count, broken = listing.verify_events(facility())
+    return json_reply(schemas.ChainAnswer(events=count, intact=broken is None, first_broken=broken))
