@@ -21,8 +21,8 @@ def status(client: Client) -> None:
         full = f"{human(free)} of {human(total)} free" if total is not None else "capacity not told"
         lines.append(f"  {mount['path']:20}{mount['uri']}  {mount['problem'] or full}")
     lines += [
-        f"  {item['mission'] or '-':4} {item['product_type'] or '-':14}{item['products']:>9} products"
-        f"  {item['files']:>9} files  {human(item['bytes']):>10}"
+        f"  {item['mission'] or '-':4} {item['product_type'] or '-':14}{item['products']:>7}"
+        f" products  {item['files']:>9} files  {human(item['bytes']):>10}"
         for item in answer["usage"]
     ]
     emit(client.as_json, answer, "\n".join(lines))
@@ -99,7 +99,7 @@ def events(client: Client, after: int, verify: bool) -> None:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print the completion script of a shell, e.g. for: source <(storage-manager completion bash)."""
+    """Print a shell's completion script, e.g. source <(storage-manager completion bash)."""
     kind = get_completion_class(shell)
     assert kind is not None
     root = context.find_root()

@@ -3,7 +3,9 @@
 Two snapshots around the listing: an object is *missing* only if its product was available before
 its part of the listing was read and still is, and *unknown* only if no product, not even one that
 is just being received, has it after its part of the listing was read, and it is still there then.
-The listing and the catalog are walked side by side in key order, so memory stays constant.
+The listing and the catalog are walked side by side, page by page, so memory stays constant; a
+service that lists in another order than the catalog costs look-ups and hides nothing, since the
+catalog's ranges join and every finding is confirmed by itself.
 Called by ``web/maintenance.py``.
 """
 

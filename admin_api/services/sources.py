@@ -38,6 +38,11 @@ _OK = 200
 _REDIRECTS = (301, 302, 303, 307, 308)
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+#: Addresses that stand for others, private ones too: NAT64 (RFC 6052, 8215), 6to4, Teredo.
+_TRANSLATED: tuple[_Network, ...] = tuple(
+    ipaddress.ip_network(text)
+    for text in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "192.88.99.0/24")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +215,8 @@ class Sources:
         inner = getattr(address, "ipv4_mapped", None) or address
         if any(inner in network for network in self._networks):
             return True
+        if any(inner in network for network in _TRANSLATED):
+            return False
         return inner.is_global and not inner.is_multicast
 
     def _read(self, uri: str, answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:

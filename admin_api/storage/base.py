@@ -64,7 +64,11 @@ class Storage(Protocol):
         ...
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[Stat]:
-        """Objects beneath the directory ``prefix``, in UTF-8 byte order, beginning after a key."""
+        """Objects beneath the directory ``prefix``, in a stable order, beginning after a key.
+
+        The order is that of UTF-8 bytes on POSIX and AWS; some S3 services go directory by
+        directory instead, so nothing may rely on more than stability.
+        """
         ...
 
     def capacity(self) -> Capacity:

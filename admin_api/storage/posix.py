@@ -86,6 +86,10 @@ class PosixStorage:
                     return
             except FileNotFoundError:
                 continue
+            except NotADirectoryError:
+                raise InvalidKey(
+                    f"A part of the path {'/'.join(parts)!r} is a file or a link, not a directory."
+                ) from None
         raise Unavailable(f"The directory of {'/'.join(parts)!r} keeps vanishing; try again.")
 
     def open(self, key: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:

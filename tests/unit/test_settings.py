@@ -1,0 +1,67 @@
+"""Settings: wrong ones are told by key, unknown ones are errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from admin_api.errors import ConfigurationError
+from admin_api.settings import load
+
+GOOD = """
+state_dir = "/tmp/state"
+[storage]
+mounts = [{ backend = { type = "posix", root = "/tmp/store" } }]
+[auth]
+key_file = "/tmp/keys"
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "settings.toml"
+
+
+def test_few_settings_are_enough(path: Path) -> None:
+    path.write_text(GOOD)
+    settings = load(path)
+    assert settings.profile == "posix"
+    assert settings.catalog.url == "sqlite:////tmp/state/catalog.sqlite"
+    assert settings.server.host == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("added", "said"),
+    [
+        ("[server]\nprot = 80\n", "server.prot"),
+        ("[surver]\nport = 80\n", "surver"),
+        ("[server]\nport = 99999\n", "server.port"),
+        ("[server\n", "not valid TOML"),
+        ('[catalog]\nurl = 3\n', "catalog.url"),
+    ],
+)
+def test_wrong_settings_are_told_by_key(path: Path, added: str, said: str) -> None:
+    path.write_text(GOOD + added)
+    with pytest.raises(ConfigurationError, match=said):
+        load(path)
+
+
+def test_a_misspelt_variable_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text(GOOD)
+    monkeypatch.setenv("STORAGE_MANAGER_SERVER__PORT", "1234")
+    assert load(path).server.port == 1234
+    monkeypatch.setenv("STORAGE_MANAGER_SEVRER__PORT", "1234")
+    with pytest.raises(ConfigurationError, match="SEVRER"):
+        load(path)
+
+
+def test_a_template_without_the_name_is_refused(path: Path) -> None:
+    path.write_text(GOOD.replace("mounts =", 'key_template = "{mission}"\nmounts ='))
+    with pytest.raises(ConfigurationError, match="must end with"):
+        load(path)
+
+
+def test_no_settings_file_is_told_with_what_to_do() -> None:
+    with pytest.raises(ConfigurationError, match="--settings"):
+        load(None)
