@@ -45,6 +45,7 @@ from admin_api.errors import (
 from admin_api.products.digests import Digester, FileDigest, list_digest
 from admin_api.products.manifests import MAX_MANIFEST_BYTES, compare, manifest_of
 from admin_api.products.names import check_id, check_name, directory_of, parse_name
+from admin_api.products.records import Statement
 from admin_api.services import records, removal
 from admin_api.services.facility import Facility
 from admin_api.storage.base import Storage
@@ -452,7 +453,7 @@ class Reception:
             log.exception("record not written or not confirmed", extra={"product": product.id})
             if not settle(self.facility, self.pk):
                 raise
-        replaced = promote(self.facility, self.pk, self.actor)
+        replaced = promote(self.facility, self.pk, self.actor, statement)
         return Outcome(self._load(), Result.REPLACED if replaced else Result.CREATED)
 
     def _load(self) -> Product:
@@ -644,8 +645,9 @@ def settle(facility: Facility, pk: int) -> bool:
     try:
         records.write(facility, mount, void)
     except AlreadyExists:
-        if records.read(facility, mount, void).state == "available":
-            promote(facility, pk, SYSTEM)
+        found = records.read(facility, mount, void)
+        if found.state == "available":
+            promote(facility, pk, SYSTEM, found)
             return True
     with facility.catalog.writing() as session:
         session.execute(
@@ -662,7 +664,7 @@ def settle(facility: Facility, pk: int) -> bool:
     return False
 
 
-def promote(facility: Facility, pk: int, actor: Actor) -> bool:
+def promote(facility: Facility, pk: int, actor: Actor, record: Statement) -> bool:
     """Make a recorded product available and retire the one it replaces; True if there was one."""
     with facility.catalog.writing() as session:
         product = session.get_one(Product, pk)
@@ -673,7 +675,7 @@ def promote(facility: Facility, pk: int, actor: Actor) -> bool:
             removal.mark(session, old, actor, f"replaced by generation {product.generation}")
         product.state = State.AVAILABLE
         product.number = 1
-        product.available_at = product.touched_at = datetime.now(UTC)
+        product.available_at, product.touched_at = record.available_at, datetime.now(UTC)
         events.append(
             session,
             "product.replaced" if old else "product.ingested",

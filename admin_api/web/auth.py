@@ -84,7 +84,7 @@ def _check_json() -> None:
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("The body must be application/json.")
     try:
-        json.loads(body)
+        found = json.loads(body.decode("utf-8"))
     except json.JSONDecodeError as error:
         raise InvalidRequest(
             f"The body is not JSON: line {error.lineno}, column {error.colno}: {error.msg}."
@@ -93,3 +93,5 @@ def _check_json() -> None:
         raise InvalidRequest("The body is not valid UTF-8.") from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.") from None
+    if not isinstance(found, dict):
+        raise InvalidRequest("The body must be a JSON object.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO, cast
@@ -21,6 +22,8 @@ from admin_api.web.body import Transfers
 from admin_api.web.metrics import PAYLOAD_OUT
 
 api = closed_blueprint("files", "Files")
+
+_EMPTY_SUFFIX = re.compile(r"bytes=\s*-0+\s*")
 
 
 def _octets(description: str, kind: str = "application/octet-stream") -> dict[str, Any]:
@@ -130,6 +133,8 @@ def _range(file: File, modified: datetime) -> tuple[int, int, bool] | None:
     14.2 permits.
     """
     whole = (0, file.size, False)
+    if request.method == "GET" and _EMPTY_SUFFIX.fullmatch(request.headers.get("Range", "")):
+        return None  # the parser does not know "the last 0 bytes"
     asked = request.range
     if request.method != "GET" or asked is None or asked.units != "bytes" or len(asked.ranges) != 1:
         return whole
@@ -239,6 +244,9 @@ class _SlottedFile(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
 
     def close(self) -> None:
         if not self.closed:

@@ -8,6 +8,7 @@ complete, and no socket operation waits for ever (fault F26).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import resource
@@ -64,7 +65,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type
 
     def _await_head(self, conn: TConn, head: bytes = b"") -> None:
         conn.head = head
-        if self._is_complete(head):
+        if _END_OF_HEAD in head:
             self.enqueue_req(conn)
             return
         conn.sock.setblocking(False)
@@ -80,17 +81,15 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type
         except OSError:
             data = b""
         conn.head += data
-        if not data or self._is_complete(conn.head):
-            self.poller.unregister(client)
-            self.pending_conns.remove(conn)
-            if data:
-                self.enqueue_req(conn)
-            else:
-                self._drop(conn)
-
-    @staticmethod
-    def _is_complete(head: bytes) -> bool:
-        return _END_OF_HEAD in head or len(head) > _MAX_HEAD_BYTES
+        complete, too_long = _END_OF_HEAD in conn.head, len(conn.head) > _MAX_HEAD_BYTES
+        if data and not complete and not too_long:
+            return
+        self.poller.unregister(client)
+        self.pending_conns.remove(conn)
+        if complete:
+            self.enqueue_req(conn)
+        else:
+            self._drop(conn, _TOO_LONG if data else b"")
 
     def murder_pending(self) -> None:
         """Answer 408 to the heads that do not come to their end, close what said nothing."""
@@ -98,14 +97,12 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type
         while self.pending_conns and self.pending_conns[0].timeout <= now:
             conn = self.pending_conns.popleft()
             self.poller.unregister(conn.sock)
-            if conn.head:
-                try:
-                    conn.sock.send(_TIMED_OUT)
-                except OSError:
-                    log.debug("a slow client is gone")
-            self._drop(conn)
+            self._drop(conn, _TIMED_OUT if conn.head else b"")
 
-    def _drop(self, conn: TConn) -> None:
+    def _drop(self, conn: TConn, farewell: bytes = b"") -> None:
+        if farewell:
+            with contextlib.suppress(OSError):  # the client may be gone
+                conn.sock.send(farewell)
         self.nr_conns -= 1
         conn.close()
 
@@ -195,7 +192,7 @@ class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no ty
             "timeout": 60,
             "graceful_timeout": int(limits.transfer_idle_seconds),
             "backlog": 2048,
-            "limit_request_line": 8190,
+            "limit_request_line": 0,  # heads are limited as they are read
             "accesslog": None,
             "logger_class": _Logger,
             "control_socket_disable": True,

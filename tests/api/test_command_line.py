@@ -1,0 +1,167 @@
+"""The command ``storage-manager``, used as an operator would, against the running service."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from tests.generator import make_s1, make_s3, make_s5p
+from tests.support.servers import ROOT, Service
+
+
+def lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_files_and_directories_are_ingested_listed_shown_fetched_and_removed(
+    service: Service, tmp_path: Path
+) -> None:
+    incoming = tmp_path / "incoming"
+    incoming.mkdir()
+    tree = make_s1(incoming, seed=80)
+    make_s5p(incoming, seed=80)
+    done = service.cli("--json", "ingest", str(incoming), "--verification", "manifest")
+    results = lines(done.stdout)
+    assert {item["result"] for item in results} == {"created"}
+    assert all("rate" in line for line in lines(done.stderr))
+    listed = lines(service.cli("--json", "ls", "--mission", "S1").stdout)
+    assert tree.name in [item["name"] for item in listed]
+    shown = json.loads(service.cli("--json", "show", tree.name).stdout)
+    assert shown["file_count"] == 5
+    service.cli("get", tree.name, "--output", str(tmp_path / "out"))
+    for path in tree.rglob("*"):
+        if path.is_file():
+            copy = tmp_path / "out" / tree.name / path.relative_to(tree)
+            assert copy.read_bytes() == path.read_bytes()
+    assert "skipped" in service.cli("ingest", str(tree)).stdout
+    assert "removed" in service.cli("rm", tree.name, "--cause", "done").stdout
+    assert service.cli("show", tree.name, check=False).returncode == 3
+
+
+def test_an_interrupted_retrieval_goes_on_where_it_stopped(service, tmp_path: Path) -> None:
+    path = make_s5p(tmp_path, seed=81, size=3_000_000)
+    service.cli("--quiet", "ingest", str(path))
+    data = path.read_bytes()
+    out = tmp_path / "out"
+    out.mkdir()
+    part = out / f".{hashlib.sha256(data).hexdigest()[:16]}.part"
+    part.write_bytes(data[:2_000_000])
+    service.cli("get", path.name, "--output", str(out))
+    assert (out / path.name).read_bytes() == data
+    assert not part.exists()
+    (out / path.name).write_bytes(b"x" * len(data))
+    service.cli("get", path.name, "--output", str(out))
+    assert (out / path.name).read_bytes() == data
+    (out / path.name).unlink()
+    part.write_bytes(b"y" * 1_000_000)
+    assert service.cli("get", path.name, "--output", str(out), check=False).returncode == 1
+    assert not (out / path.name).exists()
+    service.cli("get", path.name, "--output", str(out))
+
+
+def test_curl_resumes(service: Service, tmp_path: Path) -> None:
+    path = make_s5p(tmp_path, seed=82, size=3_000_000)
+    product = lines(service.cli("--json", "--quiet", "ingest", str(path)).stdout)[0]
+    out = tmp_path / "curl.nc"
+    out.write_bytes(path.read_bytes()[:1_234_567])
+    command = ["curl", "-fsSL", "-C", "-", "-o", str(out)]
+    command += ["-H", f"Authorization: Bearer {service.token()}"]
+    subprocess.run([*command, service.url + product["files"][0]["href"]], check=True)
+    assert out.read_bytes() == path.read_bytes()
+
+
+def test_a_failed_product_is_named_and_the_others_go_in(service, tmp_path: Path) -> None:
+    incoming = tmp_path / "incoming"
+    incoming.mkdir()
+    broken = make_s3(incoming, seed=83)
+    (broken / "viscal.nc").write_bytes(b"broken")
+    whole = make_s3(incoming, seed=84)
+    done = service.cli("ingest", str(incoming), "--verification", "manifest", check=False)
+    assert done.returncode == 1
+    assert f"FAILED  {broken}" in done.stdout.replace(str(broken.resolve()), str(broken))
+    assert "wrong    viscal.nc: size 6" in done.stdout
+    assert whole.name in done.stdout
+    assert service.cli("show", broken.name, check=False).returncode == 3
+
+
+def test_holds_retention_and_purge(service: Service, tmp_path: Path) -> None:
+    path = make_s5p(tmp_path, seed=85)
+    past = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    service.cli("ingest", str(path), "--retention", past)
+    service.cli("keep", path.name, "--hold", "audit")
+    assert service.cli("rm", path.name, check=False).returncode == 4
+    assert path.name not in service.cli("purge", "--dry-run").stdout
+    service.cli("keep", path.name, "--release")
+    assert path.name in service.cli("purge", "--dry-run").stdout
+    assert path.name in service.cli("purge").stdout
+
+
+def test_verify_probe_status_events_and_reconcile(service: Service, tmp_path: Path) -> None:
+    path = make_s5p(tmp_path, seed=86)
+    service.cli("ingest", str(path))
+    assert "1 checked, 0 failed" in service.cli("verify", path.name).stdout
+    assert service.cli("probe").stdout.count("ok  ") == 11
+    assert "S5P" in service.cli("status").stdout
+    assert path.name in service.cli("events").stdout
+    assert "follow from each other" in service.cli("events", "--verify").stdout
+    assert "0 findings" in service.cli("reconcile").stdout
+
+
+def test_exit_codes_tell_what_happened(service: Service, tmp_path: Path) -> None:
+    def run(*arguments: str) -> int:
+        return subprocess.run(
+            [sys.executable, "-m", "admin_api", *arguments], capture_output=True, cwd=ROOT
+        ).returncode
+
+    token = ["--token-file", str(service.token_file("read"))]
+    assert run("--url", service.url, *token, "ls") == 0
+    assert run("--url", service.url, *token, "show", "nothing") == 3
+    assert run("--url", service.url, "ls") == 5
+    assert run("--url", service.url, *token, "rm", "x", "--no-such-option") == 2
+    assert run("--url", "http://127.0.0.1:9", *token, "ls") == 6
+    assert run("--url", service.url, "--token-file", str(tmp_path / "none"), "ls") == 5
+    assert run("serve", "--settings", str(tmp_path / "none.toml")) == 1
+
+
+def test_every_shell_gets_its_completion(service: Service) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        assert "_STORAGE_MANAGER_COMPLETE" in service.cli("completion", shell).stdout
+
+
+def test_the_catalog_is_rebuilt_from_the_records_alone(
+    service: Service, make_service, tmp_path: Path
+) -> None:
+    def everything(of: Service) -> list[dict]:
+        found = [
+            {key: value for key, value in item.items() if key not in ("removed", "state")}
+            for state in ("available", "removed")
+            for item in lines(of.cli("--json", "ls", "--state", state).stdout)
+        ]
+        for item in found:
+            item.pop("size"), item.pop("file_count"), item.pop("source")
+        return sorted(found, key=lambda item: (item["name"], item["generation"]))
+
+    path = make_s5p(tmp_path, seed=87)
+    service.cli("ingest", str(path))
+    service.cli("ingest", str(make_s5p(tmp_path, seed=88)))
+    service.cli("rm", path.name)
+    before = everything(service)
+    settings = service.settings_file.read_text()
+    other = make_service()
+    fresh = settings.replace(str(service.directory / "state"), str(other.directory / "state"))
+    fresh = "\n".join(line for line in fresh.splitlines() if not line.startswith("catalog ="))
+    fresh = fresh.replace(
+        service.url.rpartition(":")[2], other.url.rpartition(":")[2]
+    ).replace(service.metrics_url.rpartition(":")[2], other.metrics_url.rpartition(":")[2])
+    other.settings_file.write_text(fresh)
+    first = json.loads(other.cli("rebuild", "--json").stdout)
+    assert first["applied"] == first["statements"] > 0
+    again = json.loads(other.cli("rebuild", "--json").stdout)
+    assert again == {"statements": first["statements"], "applied": 0}
+    other.start()
+    assert everything(other) == before
+    assert "0 findings" in other.cli("reconcile").stdout

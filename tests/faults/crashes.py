@@ -1,0 +1,291 @@
+"""Kills an operation at every one of its steps and looks at what is left; see test_crashes.py.
+
+A step is a call that changes something outside the process (system calls of the POSIX store,
+requests of the S3 store, transactions of the catalog) or takes a piece of payload; the process is
+killed before and after each.  Every operation runs in a forked child, and so does every look at
+what it left, so that each begins as a fresh process does.
+
+    python -m tests.faults.crashes DIRECTORY (posix | S3-BACKEND-JSON) (ingest | replace | remove | upload)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import obstore
+
+from admin_api.catalog.database import Catalog
+from admin_api.products.digests import Digester
+from admin_api.services import housekeeping, listing, rebuilding, removal, uploads
+from admin_api.services.access import Principal
+from admin_api.services.facility import Facility, open_facility
+from admin_api.services.ingest import Order, ingest
+from admin_api.services.reception import Expected, Level, Policy, Wish
+from admin_api.settings import Settings
+from admin_api.storage.s3 import S3Storage
+from tests.generator import make_s1, make_s5p, write_random
+
+OPERATOR = Principal("operator", frozenset(["admin"]), None)
+SYSTEM_CALLS = ("write", "fsync", "link", "unlink", "mkdir", "rmdir")
+
+
+class Steps:
+    """Counts steps and dies at one of them."""
+
+    def __init__(self, die_at: int) -> None:
+        self.count = 0
+        self.die_at = die_at
+
+    def step(self) -> None:
+        self.count += 1
+        if self.count == self.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(self, function: Callable) -> Callable:
+        def stepping(*args, **kwargs):
+            self.step()
+            result = function(*args, **kwargs)
+            self.step()
+            return result
+
+        return stepping
+
+    def install(self) -> None:
+        from admin_api.storage import confined, posix
+
+        # Only the store's own calls: its modules get a copy of ``os`` of their own.
+        for module in (confined, posix):
+            own = type(os)("os")
+            own.__dict__.update(vars(os))
+            for name in SYSTEM_CALLS:
+                setattr(own, name, self.around(getattr(os, name)))
+            module.os = own
+        for name in ("put", "delete"):
+            setattr(obstore, name, self.around(getattr(obstore, name)))
+        Digester.update = self.around(Digester.update)
+        writing = Catalog.writing
+
+        @contextlib.contextmanager
+        def stepping(catalog):
+            self.step()
+            with writing(catalog) as session:
+                yield session
+            self.step()
+
+        Catalog.writing = stepping
+
+
+class Scene:
+    """One facility, one operation, one place to look."""
+
+    def __init__(self, directory: Path, backend: dict, operation: str, catalog: str) -> None:
+        self.directory = directory
+        self.operation = operation
+        self.settings = Settings(
+            state_dir=directory / "state",
+            storage={"mounts": [{"backend": backend}]},
+            auth={"key_file": directory / "keys"},
+            sources={"file_roots": [directory / "inbox"]},
+            catalog={"url": f"sqlite:///{directory}/{catalog}.sqlite"},
+            housekeeping={"grace_seconds": 1e-6, "commit_grace_seconds": 1e-6},
+            limits={"parallel_files": 1},
+        )
+
+    def facility(self) -> Facility:
+        return open_facility(self.settings)
+
+    @property
+    def source(self) -> Path:
+        return next(path for path in (self.directory / "inbox").iterdir())
+
+    def prepare(self) -> None:
+        """Sources, and the product that is to be replaced or removed."""
+        inbox = self.directory / "inbox"
+        inbox.mkdir(parents=True)
+        if self.operation == "ingest":
+            # Two parts where the store has parts.
+            in_parts = self.settings.profile == "s3"
+            make_s1(inbox, size=(8 << 20) + 1000 if in_parts else 100_000)
+            return
+        path = make_s5p(inbox, size=100_000)
+        if self.operation in ("replace", "remove"):
+            self.act(self.facility(), "ingest")
+        if self.operation == "replace":
+            write_random(path, 110_000, seed=77)
+
+    def act(self, facility: Facility, operation: str) -> None:
+        name = self.source.name
+        if operation == "remove":
+            product = listing.list_products(
+                facility, OPERATOR, listing.ProductFilter(name=name), None, 1
+            )[0]
+            for item in product:
+                removal.remove(facility, OPERATOR, item.id, "test")
+            return
+        if operation == "upload":
+            data = self.source.read_bytes()
+            pieces = (data[at : at + 30_000] for at in range(0, len(data), 30_000))
+            uploads.receive(facility, OPERATOR, Wish(name), pieces, Expected(len(data)), None)
+            return
+        policy = Policy.REPLACE if operation == "replace" else Policy.SKIP
+        wish = Wish("", policy=policy, level=Level.MANIFEST)
+        ingest(facility, OPERATOR, wish, Order(source=self.source.as_uri()))
+
+    def look(self) -> None:
+        """Everything that must hold after the crash; AssertionError if something does not."""
+        facility = self.facility()
+        self.check_whole(facility)
+        housekeeping.clean(facility)
+        housekeeping.clean(facility)
+        self.check_whole(facility)
+        self.check_no_orphans(facility)
+        self.act(facility, self.operation)
+        self.check_whole(facility)
+        self.check_no_orphans(facility)
+        available = self.available(facility)
+        assert len(available) == (0 if self.operation == "remove" else 1), available
+        if self.operation != "remove":
+            found = self.digests(facility, available[0].id)
+            assert found == self.sources(), "the product is not that of the last request"
+        before = {(item.id, item.generation, item.list_digest) for item in available}
+        self.act(facility, self.operation)
+        after = {
+            (item.id, item.generation, item.list_digest) for item in self.available(facility)
+        }
+        assert before == after, "doing it again changed something"
+        self.check_no_orphans(facility)
+        assert listing.verify_events(facility)[1] is None, "the chain of events is broken"
+        fresh = Scene(self.directory, self.backend(), self.operation, "fresh").facility()
+        list(rebuilding.rebuild(fresh))
+        rebuilt = {(item.id, item.generation, item.list_digest) for item in self.available(fresh)}
+        assert rebuilt == after, f"rebuilt {rebuilt}, catalog {after}"
+
+    def backend(self) -> dict:
+        return self.settings.storage.mounts[0].backend.model_dump()
+
+    def available(self, facility: Facility) -> list:
+        return list(
+            listing.list_products(facility, OPERATOR, listing.ProductFilter(), None, 100)[0]
+        )
+
+    def digests(self, facility: Facility, product_id: str) -> dict[str, str]:
+        _, files = listing.get_product(facility, OPERATOR, product_id)
+        return {file.path: file.sha256 for file in files}
+
+    def sources(self) -> dict[str, str]:
+        import hashlib
+
+        source = self.source
+        paths = [source] if source.is_file() else [p for p in source.rglob("*") if p.is_file()]
+        names = {
+            path: source.name if path == source else path.relative_to(source).as_posix()
+            for path in paths
+        }
+        return {name: hashlib.sha256(path.read_bytes()).hexdigest() for path, name in names.items()}
+
+    def check_whole(self, facility: Facility) -> None:
+        """I1, I3: what is visible is complete, and its bytes are those of its digests."""
+        for product in self.available(facility):
+            _, files = listing.get_product(facility, OPERATOR, product.id)
+            assert len(files) == product.file_count
+            for file in files:
+                digester = Digester()
+                for _ in digester.through(facility.storage.open(file.key)):
+                    pass
+                assert digester.result().sha256 == file.sha256, file.path
+
+    def check_no_orphans(self, facility: Facility) -> None:
+        """I7: every object belongs to a product, and nothing temporary is left."""
+        known = {
+            file.key
+            for product in self.available(facility)
+            for file in listing.get_product(facility, OPERATOR, product.id)[1]
+        }
+        stored = {
+            stat.key for stat in facility.storage.list() if not stat.key.startswith(".products/")
+        }
+        assert stored == known, f"orphans {stored - known}, missing {known - stored}"
+        for store in facility.storage.stores.values():
+            if isinstance(store, S3Storage):
+                pending = store._admin.list_multipart_uploads(Bucket=store._settings.bucket)
+                mine = [
+                    item["Key"]
+                    for item in pending.get("Uploads", [])
+                    if item["Key"].startswith(store._settings.prefix)
+                ]
+                assert mine == [], f"multipart uploads {mine}"
+            else:
+                assert not os.listdir(store.root / ".tmp")
+
+
+def in_child(action: Callable[[], None]) -> tuple[bool, str]:
+    """Run ``action`` in a fork: whether it was killed, and what it said."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read)
+        try:
+            action()
+        except BaseException:
+            os.write(write, traceback.format_exc()[-3000:].encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        said = pipe.read().decode()
+    _, status = os.waitpid(pid, 0)
+    return os.WIFSIGNALED(status), said
+
+
+def main(root: Path, backend: str, operation: str) -> int:
+    def scene(number: int) -> Scene:
+        directory = root / f"{operation}-{number}"
+        if backend == "posix":
+            where = {"type": "posix", "root": directory / "store"}
+        else:
+            where = {**json.loads(backend), "prefix": f"{operation}-{number}"}
+        return Scene(directory, where, operation, "catalog")
+
+    def crash(number: int, steps: Steps) -> None:
+        facility = scene(number).facility()
+        steps.install()
+        scene(number).act(facility, operation)
+
+    def count_steps() -> None:
+        steps = Steps(0)
+        crash(0, steps)
+        (root / "steps").write_text(str(steps.count))
+
+    failures = []
+    for preparing in (scene(0).prepare, count_steps):
+        _, said = in_child(preparing)
+        if said:
+            print(said)
+            return 1
+    total = int((root / "steps").read_text())
+    for number in range(1, total + 1):
+        _, said = in_child(scene(number).prepare)
+        killed = False
+        if not said:
+            killed, said = in_child(lambda number=number: crash(number, Steps(number)))
+        if not killed:
+            failures.append(f"step {number}: not killed. {said}")
+            continue
+        _, said = in_child(lambda number=number: scene(number).look())
+        if said:
+            failures.append(f"step {number} of {total}: {said}")
+        else:
+            shutil.rmtree(scene(number).directory)
+    print(json.dumps({"steps": total, "failures": failures[:5], "failed": len(failures)}))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))

@@ -1,0 +1,126 @@
+"""Faults F1 and F2: killed at every step, an operation leaves a whole product or none.
+
+After each kill: what is visible is complete (I1, I3), housekeeping leaves no orphan (I7), doing it
+again succeeds and then changes nothing (I4), the catalog can be rebuilt from the records alone
+(I2), the event log is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.servers import ROOT, wait_until
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("operation", ["ingest", "upload", "replace", "remove"])
+@pytest.mark.parametrize("kind", ["posix", "s3"])
+def test_killed_at_every_step_nothing_is_torn_lost_or_left(
+    kind: str, operation: str, tmp_path: Path, request
+) -> None:
+    backend = "posix"
+    if kind == "s3":
+        backend = json.dumps(request.getfixturevalue("s3_server").backend())
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.crashes", str(tmp_path), backend, operation],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    print(f"{kind} {operation}: killed at each of {report['steps']} steps")
+    assert report["steps"] >= 10
+
+
+@pytest.mark.parametrize("kind", ["posix", "s3"])
+@pytest.mark.parametrize("megabytes", [3, 30])
+def test_a_service_killed_during_an_upload_shows_nothing_and_takes_it_again(
+    make_service, request, kind: str, megabytes: int
+) -> None:
+    backend = request.getfixturevalue("s3_server").backend() if kind == "s3" else None
+    service = make_service(
+        backend,
+        housekeeping={"interval_seconds": 0.3, "grace_seconds": 1.0, "commit_grace_seconds": 1.0},
+    )
+    service.start()
+    data = os.urandom(megabytes << 20)
+    sending = threading.Event()
+
+    def half() :
+        yield data[: len(data) // 2]
+        sending.set()
+        time.sleep(30)
+
+    def send() -> None:
+        try:
+            service.request(
+                "PUT",
+                "/v1/uploads/killed.bin",
+                half(),
+                headers={"Content-Length": str(len(data)), "Idempotency-Key": "killed-upload"},
+            )
+        except Exception:
+            pass  # what the client sees is a broken connection
+
+    token = service.token()
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    assert sending.wait(20)
+    time.sleep(0.5)
+    service.stop(signal.SIGKILL)
+    service.start()
+    assert service.json("GET", "/v1/products", token=token)["products"] == []
+    headers = {"Idempotency-Key": "killed-upload"}
+
+    def again() -> bool:
+        answer = service.request("PUT", "/v1/uploads/killed.bin", data, headers=headers)
+        return answer.status == 201
+
+    wait_until(again, 20, "the retry")
+    wait_until(
+        lambda: "0 findings" in service.cli("reconcile", check=False).stdout, 20, "no leftovers"
+    )
+    if kind == "s3":
+        uploads = request.getfixturevalue("s3_server").client().list_multipart_uploads(
+            Bucket=backend["bucket"]
+        )
+        assert not uploads.get("Uploads")
+    else:
+        assert not list((service.directory / "store/.tmp").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["posix", "s3"])
+def test_a_client_that_drops_half_way_leaves_nothing(make_service, request, kind: str) -> None:
+    import socket
+
+    backend = request.getfixturevalue("s3_server").backend() if kind == "s3" else None
+    service = make_service(backend)
+    service.start()
+    port = int(service.url.rpartition(":")[2])
+    for framing, body in (
+        ("Content-Length: 30000000", os.urandom(20_000_000)),
+        ("Transfer-Encoding: chunked", b"f4240\r\n" + os.urandom(1_000_000) + b"\r\n"),
+    ):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            head = f"PUT /v1/uploads/drop.bin HTTP/1.1\r\nHost: x\r\n{framing}\r\n"
+            client.sendall(f"{head}Authorization: Bearer {service.token()}\r\n\r\n".encode())
+            client.sendall(body)
+    wait_until(
+        lambda: "broke off" in service.log() or "ended after" in service.log(), 20, "the refusal"
+    )
+    assert service.json("GET", "/v1/products")["products"] == []
+    wait_until(
+        lambda: "0 findings" in service.cli("reconcile", check=False).stdout, 20, "no leftovers"
+    )
+    assert service.json("PUT", "/v1/uploads/drop.bin", b"whole", 201)["size"] == 5
