@@ -2,7 +2,7 @@
 
 A step is a call that changes something outside the process (system calls of the POSIX store,
 requests of the S3 store, transactions of the catalog) or takes a piece of payload; the process is
-killed before and after each.  Every operation runs in a forked child, and so does every look at
+killed before each (which is after the one before it).  Every operation runs in a forked child, and so does every look at
 what it left, so that each begins as a fresh process does.
 
     python -m tests.faults.crashes DIRECTORY (posix | S3-BACKEND-JSON) (ingest | replace | remove | upload)
@@ -49,12 +49,10 @@ class Steps:
         if self.count == self.die_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def around(self, function: Callable) -> Callable:
+    def before(self, function: Callable) -> Callable:
         def stepping(*args, **kwargs):
             self.step()
-            result = function(*args, **kwargs)
-            self.step()
-            return result
+            return function(*args, **kwargs)
 
         return stepping
 
@@ -66,11 +64,11 @@ class Steps:
             own = type(os)("os")
             own.__dict__.update(vars(os))
             for name in SYSTEM_CALLS:
-                setattr(own, name, self.around(getattr(os, name)))
+                setattr(own, name, self.before(getattr(os, name)))
             module.os = own
         for name in ("put", "delete"):
-            setattr(obstore, name, self.around(getattr(obstore, name)))
-        Digester.update = self.around(Digester.update)
+            setattr(obstore, name, self.before(getattr(obstore, name)))
+        Digester.update = self.before(Digester.update)
         writing = Catalog.writing
 
         @contextlib.contextmanager
@@ -78,7 +76,6 @@ class Steps:
             self.step()
             with writing(catalog) as session:
                 yield session
-            self.step()
 
         Catalog.writing = stepping
 

@@ -1,0 +1,231 @@
+"""The demonstration: the main job on the embedded profile, each command shown as it is run.
+
+    make demo              in a folder of its own (.demo), ends by itself
+    make demo DATA=dir     ingests what is in the directory, too
+    make demo KEEP=1       leaves the service running
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.generator import make_s1, make_s2, make_s3, make_s5p  # noqa: E402 - needs the path
+
+DEMO = ROOT / ".demo"
+BIN = Path(sys.executable).parent
+TTY = sys.stdout.isatty()
+
+
+def say(text: str) -> None:
+    """A heading between the commands."""
+    print(f"\n\033[1m# {text}\033[0m" if TTY else f"\n# {text}", flush=True)
+
+
+def run(command: str, check: bool = True) -> str:
+    """Show a shell command, run it, show what it says."""
+    print(f"$ {command}", flush=True)
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, cwd=DEMO, env=environment()
+    )
+    output = done.stdout + done.stderr
+    print("".join(f"  {line}\n" for line in output.splitlines()), end="", flush=True)
+    if check and done.returncode != 0:
+        raise SystemExit(f"The command failed with exit code {done.returncode}.")
+    return done.stdout.strip()
+
+
+def environment() -> dict[str, str]:
+    """What the commands need; printed at the end so that they can be repeated."""
+    return {
+        **os.environ,
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "STORAGE_MANAGER_SETTINGS": "settings.toml",
+        "STORAGE_MANAGER_URL": f"http://127.0.0.1:{PORT}",
+        "STORAGE_MANAGER_TOKEN_FILE": "token",
+    }
+
+
+def free_port(preferred: int) -> int:
+    """The preferred port if nobody has it."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return probe.getsockname()[1]
+    raise SystemExit("No free port.")
+
+
+PORT, METRICS_PORT = free_port(8080), free_port(9180)
+
+
+def set_up(data: Path | None) -> None:
+    """Settings, key, token and products in a fresh folder."""
+    shutil.rmtree(DEMO, ignore_errors=True)
+    inbox = DEMO / "inbox"
+    inbox.mkdir(parents=True)
+    roots = [inbox] + ([data] if data else [])
+    (DEMO / "settings.toml").write_text(
+        f"""# The embedded profile: products in a directory, the catalog in SQLite.
+state_dir = "{DEMO}/state"
+
+[storage]
+mounts = [{{ backend = {{ type = "posix", root = "{DEMO}/store" }} }}]
+
+[auth]
+key_file = "{DEMO}/keys"
+public_docs = true
+
+[sources]
+file_roots = [{", ".join(f'"{root}"' for root in roots)}]
+
+[server]
+port = {PORT}
+metrics_port = {METRICS_PORT}
+"""
+    )
+    for seed in (1, 2):
+        make_s1(inbox, seed, size=4 << 20)
+    make_s2(inbox, 1)
+    make_s3(inbox, 1)
+    for seed in (1, 2):
+        make_s5p(inbox, seed, size=2 << 20)
+    tree = make_s3(DEMO, 2)
+    with zipfile.ZipFile(DEMO / f"{tree.name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in tree.rglob("*"):
+            archive.write(path, path.relative_to(DEMO))
+    shutil.rmtree(tree)
+
+
+def start() -> subprocess.Popen[bytes]:
+    """The service, ready."""
+    print("$ storage-manager serve > service.log 2>&1 &", flush=True)
+    with (DEMO / "service.log").open("wb") as log:
+        process = subprocess.Popen(
+            [str(BIN / "storage-manager"), "serve"],
+            stdout=log,
+            stderr=log,
+            cwd=DEMO,
+            env=environment(),
+            start_new_session=True,
+        )
+    for _ in range(300):
+        if process.poll() is not None:
+            raise SystemExit((DEMO / "service.log").read_text())
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/healthz/ready", timeout=2)
+            return process
+        except OSError:
+            time.sleep(0.1)
+    raise SystemExit("The service did not become ready; see .demo/service.log.")
+
+
+def tour(data: Path | None) -> None:
+    """The main job."""
+    url = f"http://127.0.0.1:{PORT}"
+    header = '-H "Authorization: Bearer $(cat token)"'
+    inbox = DEMO / "inbox"
+    single = sorted(path.name for path in inbox.glob("S5P*"))
+    safe = sorted(path.name for path in inbox.glob("S1*.SAFE"))
+    archive = next(DEMO.glob("*.zip")).name
+
+    say("Closed by default: no token, no answer")
+    run(f"curl -s {url}/v1/products")
+
+    say("Ingest: a single file, uploaded in one request with curl")
+    run(f"curl -s {header} -T inbox/{single[0]} {url}/v1/uploads/{single[0]} | head -c 300; echo")
+
+    say("Ingest: a SAFE tree by reference; every file is compared with its manifest")
+    body = f'{{"source": "file://{inbox}/{safe[0]}", "verification": "manifest"}}'
+    run(
+        f"curl -s {header} -H 'Content-Type: application/json' -d {shlex.quote(body)} "
+        f"{url}/v1/products | head -c 300; echo"
+    )
+
+    say("Ingest: a zip, unpacked while it streams in")
+    run(
+        f"curl -s {header} -T {archive} '{url}/v1/uploads/{archive}?unpack=true' | head -c 300; echo"
+    )
+
+    say("Ingest: a whole directory with the command; what is there already is skipped")
+    run("storage-manager ingest inbox")
+
+    if data is not None:
+        say(f"Ingest: what you named, {data}")
+        run(f"storage-manager ingest {shlex.quote(str(data))}", check=False)
+
+    say("Ingest: a product that was damaged on its way is refused, with the reason")
+    run(f"cp -r inbox/{safe[1]} damaged-{safe[1]} && echo x >> damaged-{safe[1]}/support/*.xsd")
+    run(
+        f"storage-manager ingest damaged-{safe[1]} --name {safe[1]} --verification manifest "
+        "--duplicates replace",
+        check=False,
+    )
+
+    say("List, with filters")
+    run("storage-manager ls")
+    run(f"curl -s {header} '{url}/v1/products?mission=S5P&limit=1' | head -c 300; echo")
+
+    say("Retrieve: 16 bytes of a file, then a whole product (checked, resumable)")
+    shown = run(f"storage-manager --json show {single[0]} | grep -o '\"href\": \"[^\"]*' | cut -c10-")
+    run(f"curl -s -r 0-15 {header} {url}{shown} -o range.bin -D - && wc -c range.bin")
+    run(f"storage-manager --quiet get {safe[0]} --output out && diff -r inbox/{safe[0]} out/{safe[0]} && echo same")
+
+    say("Remove: a tombstone stays, saying who, when and why")
+    run(f"storage-manager rm {single[1]} --cause 'demonstration'")
+    run("storage-manager ls --state removed")
+
+    say("Watch: what is stored, what happened, is it healthy")
+    run("storage-manager status")
+    run("storage-manager events && storage-manager events --verify")
+    run("storage-manager reconcile")
+    run(f"curl -s {url}/healthz/ready")
+    run(f"curl -s http://127.0.0.1:{METRICS_PORT}/metrics | grep requests_total | head -5")
+
+
+def main() -> None:
+    """Set up, serve, tour, and end or go on."""
+    data = Path(os.environ["DATA"]).resolve() if os.environ.get("DATA") else None
+    if data is not None and not data.exists():
+        raise SystemExit(f"There is no {data}.")
+    began = time.monotonic()
+    say("Set up in .demo: settings, a key, a token, Sentinel-like products")
+    set_up(data)
+    run("cat settings.toml")
+    run("storage-manager token --new-key keys")
+    run("storage-manager token --subject demo --scope admin --hours 24 > token && chmod 600 token")
+    process = start()
+    try:
+        tour(data)
+        print(f"\nDone in {time.monotonic() - began:.0f} seconds.")
+        if os.environ.get("KEEP"):
+            print(
+                f"The service runs on at http://127.0.0.1:{PORT} (API page: /openapi/swagger).\n"
+                f"Stop it with: kill {process.pid}\nRepeat any command above with:\n"
+                f"  cd .demo && export PATH={BIN}:$PATH STORAGE_MANAGER_SETTINGS=settings.toml "
+                f"STORAGE_MANAGER_URL=http://127.0.0.1:{PORT} STORAGE_MANAGER_TOKEN_FILE=token"
+            )
+            return
+    finally:
+        if not os.environ.get("KEEP") or sys.exc_info()[0] is not None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+
+
+if __name__ == "__main__":
+    main()
