@@ -1,8 +1,8 @@
 """The demonstration: the main job on the embedded profile, each command shown as it is run.
 
-    make demo              in a folder of its own (.demo), ends by itself
-    make demo DATA=dir     ingests what is in the directory, too
-    make demo KEEP=1       leaves the service running
+make demo              in a folder of its own (.demo), ends by itself
+make demo DATA=dir     ingests what is in the directory, too
+make demo KEEP=1       leaves the service running
 """
 
 from __future__ import annotations
@@ -182,9 +182,11 @@ def tour(data: Path | None) -> None:
     run(f"curl -s {header} '{url}/v1/products?mission=S5P&limit=1' | head -c 300; echo")
 
     say("Retrieve: 16 bytes of a file, then a whole product (checked, resumable)")
-    shown = run(f"storage-manager --json show {single[0]} | grep -o '\"href\": \"[^\"]*' | cut -c10-")
+    shown = run(f'storage-manager --json show {single[0]} | grep -o \'"href": "[^"]*\' | cut -c10-')
     run(f"curl -s -r 0-15 {header} {url}{shown} -o range.bin -D - && wc -c range.bin")
-    run(f"storage-manager --quiet get {safe[0]} --output out && diff -r inbox/{safe[0]} out/{safe[0]} && echo same")
+    run(
+        f"storage-manager --quiet get {safe[0]} --output out && diff -r inbox/{safe[0]} out/{safe[0]} && echo same"
+    )
 
     say("Remove: a tombstone stays, saying who, when and why")
     run(f"storage-manager rm {single[1]} --cause 'demonstration'")

@@ -117,6 +117,7 @@ class Outcome:
 
     product: Product
     result: Result
+    files: list[File]
 
 
 @dataclass(slots=True)
@@ -339,7 +340,7 @@ class Reception:
     def existing(self) -> Outcome:
         """The product in place, when ``matches`` has said that nothing need be read."""
         with self.facility.catalog.reading() as session:
-            return Outcome(session.get_one(Product, self.compared_with), Result.SKIPPED)
+            return skipped(session, session.get_one(Product, self.compared_with))
 
     def register(
         self, path: str, key: str, chunks: Iterable[bytes], expected: Expected | None = None
@@ -440,7 +441,8 @@ class Reception:
         existing = self._claim(digest)
         if existing is not None:
             self.discard("duplicate")
-            return Outcome(existing, Result.SKIPPED)
+            with self.facility.catalog.reading() as session:
+                return skipped(session, existing)
         product = self._load()
         with self.facility.catalog.reading() as session:
             files = records.files_of(session, product)
@@ -454,7 +456,7 @@ class Reception:
             if not settle(self.facility, self.pk):
                 raise
         replaced = promote(self.facility, self.pk, self.actor, statement)
-        return Outcome(self._load(), Result.REPLACED if replaced else Result.CREATED)
+        return Outcome(self._load(), Result.REPLACED if replaced else Result.CREATED, files)
 
     def _load(self) -> Product:
         with self.facility.catalog.reading() as session:
@@ -463,11 +465,11 @@ class Reception:
     def _compare(self, digest: str) -> Outcome:
         with self.facility.catalog.reading() as session:
             existing = session.get(Product, self.compared_with)
-        if existing is None or existing.state != State.AVAILABLE:
-            raise InProgress(f"{self.wish.name!r} was removed while it was compared; try again.")
-        if existing.list_digest != digest:
-            self._refuse(existing)
-        return Outcome(existing, Result.SKIPPED)
+            if existing is None or existing.state != State.AVAILABLE:
+                raise InProgress(f"{self.wish.name!r} was removed meanwhile; try again.")
+            if existing.list_digest != digest:
+                self._refuse(existing)
+            return skipped(session, existing)
 
     def _claim(self, digest: str) -> Product | None:
         """Take the name for the commit; returns the product that makes this one superfluous."""
@@ -582,6 +584,11 @@ class Reception:
                 removal.finish(self.facility, self.pk)
         except StorageManagerError:
             log.exception("leftovers stay for housekeeping", extra={"pk": self.pk})
+
+
+def skipped(session: Session, product: Product) -> Outcome:
+    """The outcome of an ingest that found its product in place."""
+    return Outcome(product, Result.SKIPPED, records.files_of(session, product))
 
 
 def check_digest(path: str, found: FileDigest, expected: Expected, level: Level) -> None:

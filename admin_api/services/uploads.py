@@ -39,6 +39,7 @@ from admin_api.services.reception import (
     Wish,
     check_digest,
     give_up,
+    skipped,
 )
 from admin_api.services.sources import SourceFile
 
@@ -196,7 +197,7 @@ def _committed(facility: Facility, current: Session) -> Outcome | None:
     """The outcome of an earlier commit whose answer may have got lost."""
     product = current.product
     if product.state == State.AVAILABLE:
-        return Outcome(product, Result.CREATED)
+        return Outcome(product, Result.CREATED, current.files)
     if product.removed_cause == "duplicate":
         with facility.catalog.reading() as session:
             existing = session.scalars(
@@ -204,8 +205,8 @@ def _committed(facility: Facility, current: Session) -> Outcome | None:
                     Product.name == product.name, Product.state == State.AVAILABLE
                 )
             ).first()
-        if existing is not None:
-            return Outcome(existing, Result.SKIPPED)
+            if existing is not None:
+                return skipped(session, existing)
     return None
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import re
 import threading
+import time
 from collections.abc import Iterator
 
 from flask import Request
@@ -23,6 +25,9 @@ from admin_api.settings import LimitSettings
 from admin_api.storage.base import CHUNK
 
 _DIGEST_ITEM = re.compile(r"\s*([a-z0-9-]+)\s*=\s*:([A-Za-z0-9+/=]*):\s*")
+#: How much of a refused body is read before the connection is closed.
+_DRAIN_BYTES = 256 << 20
+_DRAIN_SECONDS = 10.0
 _DIGEST_BYTES = {"sha-256": 32, "md5": 16}
 
 
@@ -80,6 +85,25 @@ def _read(request: Request, length: int | None, limits: LimitSettings) -> Iterat
         yield chunk
     if length is not None and received < length:
         raise ClientDisconnected(f"The body ended after {received} of {length} bytes.")
+
+
+def drain(request: Request) -> None:
+    """Read what a refused client still sends, within bounds, so that it can read the answer.
+
+    A connection closed with bytes unread is reset, and the answer with it.
+    """
+    left = request.content_length
+    if left is not None and left > _DRAIN_BYTES:
+        return
+    deadline = time.monotonic() + _DRAIN_SECONDS
+    drained = 0
+    # Whatever breaks here, the refusal itself is what the client is to hear of.
+    with contextlib.suppress(Exception):
+        while drained < _DRAIN_BYTES and time.monotonic() < deadline:
+            chunk = request.stream.read(CHUNK)
+            if not chunk:
+                return
+            drained += len(chunk)
 
 
 def expected(request: Request) -> Expected:

@@ -119,7 +119,7 @@ def problem(code: str, status: int, detail: str, extra: dict[str, Any] | None = 
 def of_error(error: StorageManagerError) -> Response:
     """A domain error as response; what is our fault is logged with everything known of it."""
     status = STATUSES[error.code]
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and error.code != "busy":
         log.error("request failed: %s", error.detail, exc_info=error, extra={"code": error.code})
     else:
         log.info("request refused: %s", error.detail, extra={"code": error.code})

@@ -64,9 +64,9 @@ def ingest(header: schemas.IdempotencyHeader, body: schemas.IngestRequest) -> Re
 
 def outcome_answer(outcome: Outcome) -> tuple[int, dict[str, Any]]:
     """Status and body for what came of an ingest."""
-    product, files = listing.get_product(facility(), principal(), outcome.product.id)
     answer = schemas.IngestAnswer(
-        **dict(schemas.product_answer(facility(), product, files)), result=outcome.result.value
+        **dict(schemas.product_answer(facility(), outcome.product, outcome.files)),
+        result=outcome.result.value,
     )
     return 200 if outcome.result is Result.SKIPPED else 201, answer.model_dump(mode="json")
 

@@ -37,6 +37,10 @@ log = logging.getLogger(__name__)
 _MAX_HEAD_BYTES = 64 * 1024
 _READ_HEAD_BYTES = 16 * 1024
 _END_OF_HEAD = b"\r\n\r\n"
+_TOO_LONG = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n"
+    b"Content-Length: 0\r\n\r\n"
+)
 _TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 #: The service itself, when it measures what is stored.
 _EVERYTHING = Principal("system", frozenset(["read"]), None)

@@ -9,14 +9,19 @@ from typing import Any, cast
 
 from flask import Response, current_app, request
 
-from admin_api.errors import InvalidRequest
+from admin_api.errors import (
+    ClientDisconnected,
+    ClientStalled,
+    InvalidRequest,
+    StorageManagerError,
+)
 from admin_api.services import idempotency, uploads
 from admin_api.services.access import Scope
 from admin_api.services.archives import split_suffix
 from admin_api.services.reception import Wish
 from admin_api.web import problems, schemas
 from admin_api.web.auth import closed_blueprint, facility, needs, principal
-from admin_api.web.body import Transfers, expected, payload
+from admin_api.web.body import Transfers, drain, expected, payload
 from admin_api.web.products import outcome_answer
 from admin_api.web.replies import json_reply
 
@@ -37,6 +42,11 @@ def transfer() -> Iterator[None]:
     transfers.take()
     try:
         yield
+    except (ClientStalled, ClientDisconnected):
+        raise  # there is nothing more to be read
+    except StorageManagerError:
+        drain(request)
+        raise
     finally:
         transfers.give()
 

@@ -68,9 +68,13 @@ def test_a_wrong_ingest_request_is_told_with_the_place(service, body: bytes, sai
 
 def test_a_body_that_is_too_long_or_not_json_is_refused(service: Service) -> None:
     long = b'{"source": "' + b"x" * (9 << 20) + b'"}'
-    answer = service.json("POST", "/v1/products", long, 413, headers={"Content-Type": "application/json"})
+    answer = service.json(
+        "POST", "/v1/products", long, 413, headers={"Content-Type": "application/json"}
+    )
     assert answer["code"] == "too_large"
-    answer = service.json("POST", "/v1/products", b"<a/>", 415, headers={"Content-Type": "text/xml"})
+    answer = service.json(
+        "POST", "/v1/products", b"<a/>", 415, headers={"Content-Type": "text/xml"}
+    )
     assert answer["code"] == "unsupported_media_type"
 
 
@@ -142,7 +146,16 @@ def test_hostile_paths_in_a_session_are_refused(service: Service, path: str) -> 
 @pytest.mark.stores
 @pytest.mark.parametrize(
     "name",
-    ["with space.nc", "100%25.nc", "\u00e9-nfc", "e\u0301-nfd", "trailing_", "dots...", "CASE", "case"]
+    [
+        "with space.nc",
+        "100%25.nc",
+        "\u00e9-nfc",
+        "e\u0301-nfd",
+        "trailing_",
+        "dots...",
+        "CASE",
+        "case",
+    ]
     + ["n" * 240, "#~'\"[]{}|<>^`*;:,=&+$!()"],
 )
 def test_odd_but_honest_names_are_stored_exactly(service: Service, name: str) -> None:
@@ -186,13 +199,25 @@ GOOD_ZIP = zip_with(("a", b"x" * 5000), ("b", b"y" * 5000))
 ARCHIVES = {
     "slip.tar": (tar_with((member("../../evil"), b"x")), 400, "invalid_key"),
     "absolute.tar": (tar_with((member("/etc/evil"), b"x")), 400, "invalid_key"),
-    "symlink.tar": (tar_with((member("l", tarfile.SYMTYPE, "/etc/passwd"), b"")), 422, "invalid_archive"),
+    "symlink.tar": (
+        tar_with((member("l", tarfile.SYMTYPE, "/etc/passwd"), b"")),
+        422,
+        "invalid_archive",
+    ),
     "hardlink.tar": (tar_with((member("l", tarfile.LNKTYPE, "a"), b"")), 422, "invalid_archive"),
     "device.tar": (tar_with((member("d", tarfile.CHRTYPE), b"")), 422, "invalid_archive"),
     "fifo.tar": (tar_with((member("d", tarfile.FIFOTYPE), b"")), 422, "invalid_archive"),
     "twice.tar": (tar_with((member("a"), b"1"), (member("a"), b"2")), 400, "invalid_request"),
-    "file-and-directory.tar": (tar_with((member("a"), b"1"), (member("a/b"), b"2")), 400, "invalid_key"),
-    "directory-and-file.tar": (tar_with((member("a/b"), b"1"), (member("a"), b"2")), 400, "invalid_key"),
+    "file-and-directory.tar": (
+        tar_with((member("a"), b"1"), (member("a/b"), b"2")),
+        400,
+        "invalid_key",
+    ),
+    "directory-and-file.tar": (
+        tar_with((member("a/b"), b"1"), (member("a"), b"2")),
+        400,
+        "invalid_key",
+    ),
     "empty.tar": (tar_with(), 400, "invalid_request"),
     "cut.tar": (GOOD_TAR[:3000], 422, "invalid_archive"),
     "no.tar": (b"this is no tar archive" * 100, 422, "invalid_archive"),

@@ -154,9 +154,9 @@ def test_the_catalog_is_rebuilt_from_the_records_alone(
     other = make_service()
     fresh = settings.replace(str(service.directory / "state"), str(other.directory / "state"))
     fresh = "\n".join(line for line in fresh.splitlines() if not line.startswith("catalog ="))
-    fresh = fresh.replace(
-        service.url.rpartition(":")[2], other.url.rpartition(":")[2]
-    ).replace(service.metrics_url.rpartition(":")[2], other.metrics_url.rpartition(":")[2])
+    fresh = fresh.replace(service.url.rpartition(":")[2], other.url.rpartition(":")[2]).replace(
+        service.metrics_url.rpartition(":")[2], other.metrics_url.rpartition(":")[2]
+    )
     other.settings_file.write_text(fresh)
     first = json.loads(other.cli("rebuild", "--json").stdout)
     assert first["applied"] == first["statements"] > 0

@@ -534,7 +534,9 @@ def test_health_and_metrics_are_there_without_a_token(service: Service) -> None:
     def metrics() -> str:
         return service.pool.request("GET", f"{service.metrics_url}/metrics").data.decode()
 
-    assert 'storage_manager_requests_total{method="GET",route="/v1/storage",status="200"}' in metrics()
+    assert (
+        'storage_manager_requests_total{method="GET",route="/v1/storage",status="200"}' in metrics()
+    )
     wait_until(lambda: "storage_manager_products{" in metrics(), 15, "housekeeping's gauges")
     assert service.request("GET", "/metrics").status == 404
 
@@ -544,7 +546,11 @@ def test_logs_are_json_with_the_request_id(service: Service) -> None:
     assert answer.headers["X-Request-Id"] == "my-request-1"
     assert json.loads(answer.data)["request_id"] == "my-request-1"
     lines = [json.loads(line) for line in service.log().splitlines()]
-    assert any(line.get("request_id") == "my-request-1" and line["status"] == 404 for line in lines if "status" in line)
+    assert any(
+        line.get("request_id") == "my-request-1" and line["status"] == 404
+        for line in lines
+        if "status" in line
+    )
 
 
 # -- maintenance -----------------------------------------------------------------------------

@@ -120,8 +120,14 @@ def test_the_description_is_closed_too_unless_it_is_opened(make_service, service
 
 def test_secrets_are_in_no_log_and_no_answer(service: Service) -> None:
     service.json("GET", "/v1/storage")
-    service.request("GET", "/v1/products?name=x", headers={"Authorization": "Bearer canary-secret"}, token=None)
+    service.request(
+        "GET", "/v1/products?name=x", headers={"Authorization": "Bearer canary-secret"}, token=None
+    )
     log = service.log()
-    secrets = [service.token(), (service.directory / "keys").read_text().split()[1], "canary-secret"]
+    secrets = [
+        service.token(),
+        (service.directory / "keys").read_text().split()[1],
+        "canary-secret",
+    ]
     for secret in secrets:
         assert secret not in log

@@ -154,9 +154,7 @@ class Scene:
             assert found == self.sources(), "the product is not that of the last request"
         before = {(item.id, item.generation, item.list_digest) for item in available}
         self.act(facility, self.operation)
-        after = {
-            (item.id, item.generation, item.list_digest) for item in self.available(facility)
-        }
+        after = {(item.id, item.generation, item.list_digest) for item in self.available(facility)}
         assert before == after, "doing it again changed something"
         self.check_no_orphans(facility)
         assert listing.verify_events(facility)[1] is None, "the chain of events is broken"

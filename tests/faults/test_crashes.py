@@ -57,7 +57,7 @@ def test_a_service_killed_during_an_upload_shows_nothing_and_takes_it_again(
     data = os.urandom(megabytes << 20)
     sending = threading.Event()
 
-    def half() :
+    def half():
         yield data[: len(data) // 2]
         sending.set()
         time.sleep(30)
@@ -92,8 +92,10 @@ def test_a_service_killed_during_an_upload_shows_nothing_and_takes_it_again(
         lambda: "0 findings" in service.cli("reconcile", check=False).stdout, 20, "no leftovers"
     )
     if kind == "s3":
-        uploads = request.getfixturevalue("s3_server").client().list_multipart_uploads(
-            Bucket=backend["bucket"]
+        uploads = (
+            request.getfixturevalue("s3_server")
+            .client()
+            .list_multipart_uploads(Bucket=backend["bucket"])
         )
         assert not uploads.get("Uploads")
     else:

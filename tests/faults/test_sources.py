@@ -121,9 +121,7 @@ def test_a_certificate_of_another_name_is_refused(service: Service, web) -> None
 def test_a_file_that_changes_its_length_while_it_is_read_is_refused(service: Service) -> None:
     path = service.directory / "inbox/growing.nc"
     path.write_bytes(b"x" * 1000)
-    problem = service.json(
-        "POST", "/v1/products", {"source": path.as_uri(), "size": 999}, 422
-    )
+    problem = service.json("POST", "/v1/products", {"source": path.as_uri(), "size": 999}, 422)
     assert problem["code"] == "size_mismatch"
     listed = {"name": "p", "files": [{"path": "a", "source": path.as_uri(), "size": 1001}]}
     assert service.json("POST", "/v1/products", listed, 422)["code"] == "size_mismatch"

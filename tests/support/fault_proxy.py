@@ -45,12 +45,16 @@ def fault_proxy(endpoint: str) -> Iterator[tuple[str, Faults]]:
             if is_put:
                 faults.puts.append(self.path)
                 body = faults.mangle(body)
-            headers = {key: value for key, value in self.headers.items() if key != "Content-Length"}
+            headers = {
+                key: value for key, value in self.headers.items() if key.lower() != "content-length"
+            }
             answer = pool.request(
                 self.command,
                 f"http://{host}{self.path}",
                 body=body or None,
-                headers={**headers, "Content-Length": str(len(body))} if is_put or body else headers,
+                headers={**headers, "Content-Length": str(len(body))}
+                if is_put or body
+                else headers,
                 redirect=False,
                 preload_content=True,
                 decode_content=False,
@@ -66,7 +70,9 @@ def fault_proxy(endpoint: str) -> Iterator[tuple[str, Faults]]:
                 if key.lower() not in ("transfer-encoding", "connection", "content-length"):
                     self.send_header(key, value)
             given = answer.headers.get("Content-Length", "0")
-            self.send_header("Content-Length", given if self.command == "HEAD" else str(len(answer.data)))
+            self.send_header(
+                "Content-Length", given if self.command == "HEAD" else str(len(answer.data))
+            )
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(answer.data)

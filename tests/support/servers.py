@@ -92,7 +92,7 @@ class Weed:
 
 
 @contextlib.contextmanager
-def weed(directory: Path, volume_mb: int = 1024, volumes: int = 60) -> Iterator[Weed]:
+def weed(directory: Path, volume_mb: int = 1024, volumes: int = 5000) -> Iterator[Weed]:
     """Run SeaweedFS in ``directory``."""
     directory.mkdir(parents=True, exist_ok=True)
     config = directory / "s3.json"
@@ -282,7 +282,9 @@ class Service:
     def log(self) -> str:
         return (self.directory / "service.log").read_text()
 
-    def token(self, *scopes: str, missions: list[str] | None = None, subject: str = "tester") -> str:
+    def token(
+        self, *scopes: str, missions: list[str] | None = None, subject: str = "tester"
+    ) -> str:
         key = (*scopes, *(missions or ()), subject)
         if key not in self.tokens:
             command = [sys.executable, "-m", "admin_api", "token"]

@@ -71,7 +71,9 @@ FORGED: dict[str, str] = {
     "two parts": ".".join(GOOD.split(".")[:2]),
     "four parts": GOOD + ".x",
     "no signature": ".".join([*GOOD.split(".")[:2], ""]),
-    "other payload": ".".join([GOOD.split(".")[0], token(sub="root").split(".")[1], GOOD.split(".")[2]]),
+    "other payload": ".".join(
+        [GOOD.split(".")[0], token(sub="root").split(".")[1], GOOD.split(".")[2]]
+    ),
     "cut signature": GOOD[:-4],
     "alg none": raw({"alg": "none", "kid": "k1"}, claims(exp=4_000_000_000), b""),
     "alg None": raw({"alg": "None", "kid": "k1"}, claims(exp=4_000_000_000), b""),
@@ -108,7 +110,9 @@ FORGED: dict[str, str] = {
     "missions text": token(missions="S1"),
     "missions numbers": token(missions=[1]),
     "payload list": raw({"alg": "HS256", "kid": "k1"}, [1, 2]),
-    "public key as HMAC key": raw({"alg": "HS256", "kid": "rsa"}, claims(iss="rsa", exp=4_000_000_000)),
+    "public key as HMAC key": raw(
+        {"alg": "HS256", "kid": "rsa"}, claims(iss="rsa", exp=4_000_000_000)
+    ),
     "RSA issuer, EC token": token(EC_KEY, "ES256", "rsa", iss="rsa"),
     "EC issuer, RSA token": token(RSA_KEY, "RS256", "ec", iss="ec"),
     "RSA issuer, our key": token(KEY, "HS256", "rsa", iss="rsa"),

@@ -16,7 +16,7 @@ from admin_api.products.manifests import compare, parse_manifest
 from admin_api.products.names import check_id, check_name, directory_of, parse_name
 from admin_api.products.records import Statement, parse_records
 from admin_api.storage.keys import check_key, check_part, escape
-from tests.generator import make_s1, make_s2, make_s3, make_s5p
+from tests.generator import make_s1, make_s2, make_s3
 
 S1 = "S1B_IW_GRDH_1SDV_20210401T052623_20210401T052648_026269_032297_ECC8.SAFE"
 S2 = "S2A_MSIL1C_20210403T101021_N0300_R022_T33TUM_20210403T110551.SAFE"

@@ -38,7 +38,7 @@ def test_few_settings_are_enough(path: Path) -> None:
         ("[surver]\nport = 80\n", "surver"),
         ("[server]\nport = 99999\n", "server.port"),
         ("[server\n", "not valid TOML"),
-        ('[catalog]\nurl = 3\n', "catalog.url"),
+        ("[catalog]\nurl = 3\n", "catalog.url"),
     ],
 )
 def test_wrong_settings_are_told_by_key(path: Path, added: str, said: str) -> None:

@@ -13,24 +13,83 @@ from admin_api.errors import InvalidRequest, SourceDenied, SourceNotFound, Sourc
 from admin_api.services.sources import Sources
 from admin_api.settings import LimitSettings, SourceSettings
 
-HOSTS = """
-127.0.0.1 127.1 127.0.1 0x7f.1 0x7f000001 2130706433 017700000001 0177.0.0.1 127.0.0.1. 0 0.0.0.0
-localhost localhost. LOCALHOST 127.255.255.254 127.0.0.1%23 10.0.0.1 10.255.255.255 172.16.0.1
-172.31.255.255 192.168.0.1 192.168.255.255 169.254.169.254 169.254.0.1 0xa9fea9fe 2852039166
-100.64.0.1 192.0.0.1 192.0.2.1 198.18.0.1 198.51.100.1 203.0.113.1 224.0.0.1 239.255.255.255
-240.0.0.1 255.255.255.255 [::] [::1] [0:0:0:0:0:0:0:1] [::ffff:127.0.0.1] [::ffff:7f00:1]
-[::ffff:10.0.0.1] [::ffff:169.254.169.254] [fe80::1] [fc00::1] [fd00::1] [ff02::1] [2001:db8::1]
-[64:ff9b:1::1] [64:ff9b::7f00:1] [2002:7f00:1::] [2001::1] [100::1]
-""".split()
-URIS = """
-ftp://data.example.org/x gopher://data.example.org/x dict://data.example.org/ data:text/plain,x
-javascript:x ldap://data.example.org/ jar:https://data.example.org!/x //data.example.org/x
-https://data.example.org:444/x http://data.example.org/x https://user@data.example.org/x
-https://user:password@data.example.org/x https://data.example.org@evil.example/x
-https://evil.example/data.example.org https://data.example.org.evil.example/x
-https://data.example.org\\@evil.example/x https:/\\evil.example/x https://evil.example#data.example.org
-https://data.example.org%2f@evil.example/x https://[data.example.org]/x
-""".split()
+HOSTS = [
+    "127.0.0.1",
+    "127.1",
+    "127.0.1",
+    "0x7f.1",
+    "0x7f000001",
+    "2130706433",
+    "017700000001",
+    "0177.0.0.1",
+    "127.0.0.1.",
+    "0",
+    "0.0.0.0",
+    "localhost",
+    "localhost.",
+    "LOCALHOST",
+    "127.255.255.254",
+    "127.0.0.1%23",
+    "10.0.0.1",
+    "10.255.255.255",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.168.0.1",
+    "192.168.255.255",
+    "169.254.169.254",
+    "169.254.0.1",
+    "0xa9fea9fe",
+    "2852039166",
+    "100.64.0.1",
+    "192.0.0.1",
+    "192.0.2.1",
+    "198.18.0.1",
+    "198.51.100.1",
+    "203.0.113.1",
+    "224.0.0.1",
+    "239.255.255.255",
+    "240.0.0.1",
+    "255.255.255.255",
+    "[::]",
+    "[::1]",
+    "[0:0:0:0:0:0:0:1]",
+    "[::ffff:127.0.0.1]",
+    "[::ffff:7f00:1]",
+    "[::ffff:10.0.0.1]",
+    "[::ffff:169.254.169.254]",
+    "[fe80::1]",
+    "[fc00::1]",
+    "[fd00::1]",
+    "[ff02::1]",
+    "[2001:db8::1]",
+    "[64:ff9b:1::1]",
+    "[64:ff9b::7f00:1]",
+    "[2002:7f00:1::]",
+    "[2001::1]",
+    "[100::1]",
+]
+URIS = [
+    "ftp://data.example.org/x",
+    "gopher://data.example.org/x",
+    "dict://data.example.org/",
+    "data:text/plain,x",
+    "javascript:x",
+    "ldap://data.example.org/",
+    "jar:https://data.example.org!/x",
+    "//data.example.org/x",
+    "https://data.example.org:444/x",
+    "http://data.example.org/x",
+    "https://user@data.example.org/x",
+    "https://user:password@data.example.org/x",
+    "https://data.example.org@evil.example/x",
+    "https://evil.example/data.example.org",
+    "https://data.example.org.evil.example/x",
+    "https://data.example.org\\@evil.example/x",
+    "https:/\\evil.example/x",
+    "https://evil.example#data.example.org",
+    "https://data.example.org%2f@evil.example/x",
+    "https://[data.example.org]/x",
+]
 
 
 def sources(**settings) -> Sources:
