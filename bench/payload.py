@@ -128,6 +128,7 @@ def p3(directory: Path, server: Weed, options: Namespace) -> list[Row]:
         backend = server.backend()
         service = start(directory, backend, f"p3-s3-{parallel}")
         sources = copies(directory, path, parallel, SIZE // parallel)
+
         def ours(service: Service = service, sources: list[Path] = sources) -> None:
             with ThreadPoolExecutor(len(sources)) as pool:
                 list(pool.map(lambda source: put(service, source), sources))
