@@ -14,6 +14,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.ready ## run the main job on the embedded profile (DATA=dir: your products too; KEEP=1: leave it running)
+	@scripts/need.sh curl curl
 	@DATA="$(DATA)" KEEP="$(KEEP)" $(BIN)/python scripts/demo.py
 
 test: $(VENV)/.ready-test $(VENV)/.ready-lint lint ## lint and every test tier this machine can run

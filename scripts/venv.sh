@@ -10,15 +10,7 @@ python=$1 venv=$2
 [ -x "$venv/bin/pip" ] && exit 0
 # Debian and Ubuntu ship Python without the module that puts pip into a virtual environment.
 if ! "$python" -c 'import ensurepip' 2>/dev/null; then
-    package=python3-venv
-    if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
-        apt-get update -qq && apt-get install -y -qq "$package"
-    elif command -v apt-get >/dev/null && command -v sudo >/dev/null; then
-        sudo apt-get update -qq && sudo apt-get install -y -qq "$package"
-    else
-        echo "Python's venv module is incomplete; install the package $package." >&2
-        exit 1
-    fi
+    "$(dirname "$0")/need.sh" no-such-command python3-venv
 fi
 rm -rf "$venv"
 "$python" -m venv "$venv"

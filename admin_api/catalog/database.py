@@ -8,13 +8,23 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import (
+    URL,
+    Connection,
+    CursorResult,
+    Engine,
+    Update,
+    create_engine,
+    event,
+    make_url,
+    text,
+)
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
@@ -90,6 +100,12 @@ class Catalog:
     def close(self) -> None:
         """Give all connections back."""
         self._engine.dispose()
+
+
+def changed(session: Session, statement: Update) -> bool:
+    """Run an UPDATE; whether there was a row to change (the compare-and-set of the services)."""
+    result = cast("CursorResult[Any]", session.execute(statement))
+    return result.rowcount > 0
 
 
 def _url(settings: CatalogSettings) -> URL:

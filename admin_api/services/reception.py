@@ -26,6 +26,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from admin_api.catalog import events
+from admin_api.catalog.database import changed
 from admin_api.catalog.events import SYSTEM, Actor
 from admin_api.catalog.models import File, Product, State
 from admin_api.errors import (
@@ -276,6 +277,8 @@ class Reception:
                 + (" with other content." if wish.policy is Policy.SKIP else "."),
                 product=existing.id,
             )
+        if wish.policy is Policy.REPLACE:
+            removal.refuse_kept(existing)
 
     def _taken(self, directory: str) -> bool:
         return next(iter(self.facility.storage.list(directory)), None) is not None
@@ -413,12 +416,13 @@ class Reception:
             return
         self._touched = time.monotonic()
         with self.facility.catalog.writing() as session:
-            touched = session.execute(
+            touched = changed(
+                session,
                 update(Product)
                 .where(Product.pk == self.pk, Product.state == State.RECEIVING)
-                .values(touched_at=datetime.now(UTC))
+                .values(touched_at=datetime.now(UTC)),
             )
-        if not touched.rowcount:  # type: ignore[attr-defined]  # an UPDATE's result counts its rows
+        if not touched:
             raise InProgress("The ingest was given up meanwhile; begin again.")
 
     # -- committing --------------------------------------------------------------------------
@@ -489,7 +493,8 @@ class Reception:
 
     def _enter_commit(self, session: Session, digest: str) -> None:
         items = self._contents.files.items()
-        claimed = session.execute(
+        claimed = changed(
+            session,
             update(Product)
             .where(Product.pk == self.pk, Product.state == State.RECEIVING)
             .values(
@@ -498,9 +503,9 @@ class Reception:
                 size=sum(item.digest.size for _, item in items),
                 file_count=len(items),
                 list_digest=digest,
-            )
+            ),
         )
-        if not claimed.rowcount:  # type: ignore[attr-defined]  # an UPDATE's result counts its rows
+        if not claimed:
             raise InProgress("The ingest was given up meanwhile; begin again.")
         known = set(session.scalars(select(File.path).where(File.product_pk == self.pk)))
         if not known <= self._contents.files.keys():
@@ -618,7 +623,8 @@ def check_digest(path: str, found: FileDigest, expected: Expected, level: Level)
 
 def give_up(session: Session, pk: int, actor: Actor, cause: str) -> bool:
     """Turn an attempt that has not begun its commit into leftovers; False if it is too late."""
-    given_up = session.execute(
+    given_up = changed(
+        session,
         update(Product)
         .where(Product.pk == pk, Product.state == State.RECEIVING)
         .values(
@@ -626,9 +632,9 @@ def give_up(session: Session, pk: int, actor: Actor, cause: str) -> bool:
             touched_at=datetime.now(UTC),
             removed_by=actor.subject,
             removed_cause=cause,
-        )
+        ),
     )
-    if not given_up.rowcount:  # type: ignore[attr-defined]  # an UPDATE's result counts its rows
+    if not given_up:
         return False
     if cause != "duplicate":
         product = session.get_one(Product, pk)

@@ -16,9 +16,10 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from admin_api.catalog import events
+from admin_api.catalog.database import changed
 from admin_api.catalog.events import Actor
 from admin_api.catalog.models import File, Product, State
-from admin_api.errors import Held, InvalidRequest, Retained, StorageManagerError
+from admin_api.errors import Held, InProgress, InvalidRequest, Retained, StorageManagerError
 from admin_api.services import records
 from admin_api.services.access import Principal
 from admin_api.services.facility import Facility
@@ -36,7 +37,7 @@ def remove(facility: Facility, principal: Principal, product_id: str, cause: str
     with facility.catalog.writing() as session:
         product = find_product(session, principal, product_id)
         if product.state == State.AVAILABLE:
-            _refuse_kept(product)
+            refuse_kept(product)
             mark(session, product, principal.actor, cause)
     if product.state == State.REMOVING:
         try:
@@ -98,7 +99,8 @@ class Keeping:
 def keep(facility: Facility, principal: Principal, product_id: str, wish: Keeping) -> Product:
     """Set or lift a hold, move the retention date; in the record first, then in the catalog.
 
-    Raises NotFound, and InvalidRequest for a product that is not available.
+    Raises NotFound, InvalidRequest for a product that is not available, and InProgress where it is
+    replaced, removed or kept by somebody else at the same time.
     """
     with facility.catalog.reading() as session:
         product = find_product(session, principal, product_id)
@@ -116,7 +118,14 @@ def keep(facility: Facility, principal: Principal, product_id: str, wish: Keepin
         records.describe(facility, product, files, product.number + 1),
     )
     with facility.catalog.writing() as session:
-        changed = session.execute(
+        if session.scalars(
+            select(Product.pk).where(
+                Product.name == product.name, Product.state == State.COMMITTING
+            )
+        ).first():
+            raise InProgress("The product is being replaced right now; look at it again.")
+        is_changed = changed(
+            session,
             update(Product)
             .where(Product.pk == product.pk, Product.number < statement.number)
             .where(Product.state == State.AVAILABLE)
@@ -125,17 +134,18 @@ def keep(facility: Facility, principal: Principal, product_id: str, wish: Keepin
                 hold_reason=product.hold_reason,
                 hold_by=product.hold_by,
                 retention_until=product.retention_until,
-            )
+            ),
         )
-        if changed.rowcount:  # type: ignore[attr-defined]  # an UPDATE's result counts its rows
-            events.append(
-                session,
-                "product.kept",
-                principal.actor,
-                product,
-                hold=product.hold_reason,
-                retention=product.retention_until.isoformat() if product.retention_until else None,
-            )
+        if not is_changed:
+            raise InProgress("The product was changed meanwhile; look at it again.")
+        events.append(
+            session,
+            "product.kept",
+            principal.actor,
+            product,
+            hold=product.hold_reason,
+            retention=product.retention_until.isoformat() if product.retention_until else None,
+        )
     with facility.catalog.reading() as session:
         return session.get_one(Product, product.pk)
 
@@ -163,7 +173,8 @@ def purge(facility: Facility, principal: Principal, dry_run: bool) -> Iterator[P
             yield product if dry_run else remove(facility, principal, product.id, "retention ended")
 
 
-def _refuse_kept(product: Product) -> None:
+def refuse_kept(product: Product) -> None:
+    """Raise Held or Retained for a product that must not go, be it removed or replaced."""
     if product.hold_reason is not None:
         raise Held(
             f"The product is held by {product.hold_by}: {product.hold_reason}. "

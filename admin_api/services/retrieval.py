@@ -12,7 +12,7 @@ from typing import BinaryIO
 from sqlalchemy import select
 
 from admin_api.catalog.models import File, Product
-from admin_api.errors import NotFound, Unavailable
+from admin_api.errors import NotFound, StorageManagerError, Unavailable
 from admin_api.services.access import Principal
 from admin_api.services.archives import Packed, pack_tar, pack_zip, tar_size
 from admin_api.services.facility import Facility
@@ -104,7 +104,7 @@ def _vanished(facility: Facility, principal: Principal, product: Product, file: 
         try:
             require_available(find_product(session, principal, product.id))
             require_available(now)
-        except Exception as error:  # noqa: BLE001 - the reason is what is asked for
+        except StorageManagerError as error:
             return error
     return Unavailable(
         f"The store has no bytes for {file.path!r} of {product.name!r}; "

@@ -16,6 +16,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
 
 from admin_api.catalog import events
+from admin_api.catalog.database import changed
 from admin_api.catalog.models import File, Product, State, Upload
 from admin_api.errors import (
     AlreadyExists,
@@ -136,12 +137,13 @@ def receive_file(
     )
     try:
         with facility.catalog.writing() as session:
-            touched = session.execute(
+            touched = changed(
+                session,
                 update(Product)
                 .where(Product.pk == current.product.pk, Product.state == State.RECEIVING)
-                .values(touched_at=datetime.now(UTC))
+                .values(touched_at=datetime.now(UTC)),
             )
-            if not touched.rowcount:  # type: ignore[attr-defined]  # an UPDATE's result counts its rows
+            if not touched:
                 raise InProgress("The upload was committed or aborted meanwhile.")
             session.add(file)
     except IntegrityError:

@@ -438,6 +438,20 @@ def test_nothing_held_or_retained_is_removed(service: Service) -> None:
     assert service.json("DELETE", url)["state"] == "removed"
 
 
+def test_nothing_held_or_retained_is_replaced(service: Service) -> None:
+    product = service.json("PUT", "/v1/uploads/held-2.bin", b"x", 201)
+    url = f"/v1/products/{product['id']}"
+    replace = "/v1/uploads/held-2.bin?duplicates=replace"
+    service.json("PATCH", url, {"hold": "quality review"})
+    assert service.json("PUT", replace, b"y", 409)["code"] == "held"
+    service.json("PATCH", url, {"hold": None, "retention": "2999-01-01T00:00:00Z"})
+    assert service.json("PUT", replace, b"y", 409)["code"] == "retained"
+    session = {"name": "held-2.bin", "duplicates": "replace"}
+    assert service.json("POST", "/v1/uploads", session, 409)["code"] == "retained"
+    service.json("PATCH", url, {"retention": None})
+    assert service.json("PUT", replace, b"y", 201)["generation"] == 2
+
+
 def test_purge_removes_what_is_due_and_not_what_is_held(service: Service) -> None:
     past = (datetime.now(UTC) - timedelta(days=1)).isoformat().replace("+00:00", "Z")
     ids = {}
