@@ -15,7 +15,6 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from sqlalchemy import delete, select
-from sqlalchemy.exc import IntegrityError
 
 from admin_api.catalog.events import SYSTEM
 from admin_api.catalog.models import Idempotency, Product, State, Upload
@@ -70,7 +69,7 @@ def run(facility: Facility, stop: threading.Event, note: Callable[[Cleared], Non
             if time.monotonic() >= due:
                 note(clean(facility))
                 due = time.monotonic() + interval
-        except (StorageManagerError, IntegrityError):
+        except Exception:
             log.exception("housekeeping failed; it will be tried again")
 
 

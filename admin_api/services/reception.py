@@ -121,6 +121,14 @@ class Outcome:
     files: list[File]
 
 
+class _SuperfluousError(Exception):
+    """The same content is available already; undoes the claim."""
+
+    def __init__(self, existing: Product) -> None:
+        super().__init__(existing.id)
+        self.pk = existing.pk
+
+
 @dataclass(slots=True)
 class _Received:
     key: str
@@ -446,7 +454,7 @@ class Reception:
         if existing is not None:
             self.discard("duplicate")
             with self.facility.catalog.reading() as session:
-                return skipped(session, existing)
+                return skipped(session, session.get_one(Product, existing))
         product = self._load()
         with self.facility.catalog.reading() as session:
             files = records.files_of(session, product)
@@ -475,19 +483,26 @@ class Reception:
                 self._refuse(existing)
             return skipped(session, existing)
 
-    def _claim(self, digest: str) -> Product | None:
-        """Take the name for the commit; returns the product that makes this one superfluous."""
+    def _claim(self, digest: str) -> int | None:
+        """Take the name for the commit; returns the row that makes this one superfluous."""
         deadline = time.monotonic() + _COMMIT_WAIT_SECONDS
         while True:
             try:
                 with self.facility.catalog.writing() as session:
+                    # In this order: who has the name's place in the commit rules over it, and
+                    # nobody else can become available between the look and the decision.
+                    self._enter_commit(session, digest)
                     existing = _available(session, self.wish.name)
                     if existing is not None:
                         if existing.list_digest == digest:
-                            return existing
+                            raise _SuperfluousError(existing)
                         self._refuse(existing)
-                    self._enter_commit(session, digest)
+                        session.execute(
+                            update(Product).where(Product.pk == self.pk).values(id=existing.id)
+                        )
                 return None
+            except _SuperfluousError as found:
+                return found.pk
             except IntegrityError as error:
                 self._make_way(error, deadline)
 

@@ -65,3 +65,11 @@ def test_a_template_without_the_name_is_refused(path: Path) -> None:
 def test_no_settings_file_is_told_with_what_to_do() -> None:
     with pytest.raises(ConfigurationError, match="--settings"):
         load(None)
+
+
+def test_the_settings_of_the_operations_manual_are_valid(path: Path) -> None:
+    manual = Path(__file__).parents[2] / "docs/operations.md"
+    path.write_text(manual.read_text().partition("```toml\n")[2].partition("```")[0])
+    settings = load(path)
+    assert settings.profile == "s3_nfs"
+    assert [mount.path for mount in settings.storage.mounts] == ["", "archive"]
