@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,10 @@ from tests.support.servers import (
     service_in,
     weed,
 )
+
+# Thousands of connections are opened at once; many systems allow a process 1,024 unless it asks.
+_, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (_hard, _hard))
 
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "samples"
 
