@@ -62,7 +62,7 @@ def clean(facility: Facility) -> Cleared:
 def run(facility: Facility, stop: threading.Event, note: Callable[[Cleared], None]) -> None:
     """Rounds until ``stop`` is set; a failing round is logged and the next one tries again."""
     interval = facility.settings.housekeeping.interval_seconds
-    due = time.monotonic() + interval
+    due = time.monotonic()  # the first round comes soon: it clears what a crash has left
     while not stop.wait(min(interval, _BEAT_SECONDS)):
         try:
             idempotency.beat(facility)

@@ -99,7 +99,8 @@ def test_a_service_killed_during_an_upload_shows_nothing_and_takes_it_again(
             "the end of every multipart upload",
         )
     else:
-        assert not list((service.directory / "store/.tmp").iterdir())
+        temporary = service.directory / "store/.tmp"
+        wait_until(lambda: not list(temporary.iterdir()), 20, "the end of every temporary file")
 
 
 @pytest.mark.parametrize("kind", ["posix", "s3"])
