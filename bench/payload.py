@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench.measure import Row, interleaved
-from tests.support.servers import ACCESS_KEY, SECRET_KEY, Service, Weed, service_in
+from tests.support.servers import (
+    ACCESS_KEY,
+    SECRET_KEY,
+    Service,
+    Weed,
+    free_port,
+    service_in,
+    wait_until,
+)
 
 SIZE = 256 << 20
 _names = itertools.count()
@@ -113,11 +123,38 @@ def p2(directory: Path, server: Weed, options: Namespace) -> list[Row]:
             lambda: curl(None, path.as_uri()),
             options.repeats,
         )
-        what = "256 MiB through the API (sendfile) / curl of the file itself (posix)"
+        what = "256 MiB through the API (sendfile) / curl of file:// without any server (posix)"
+        rows.append(Row("P2", what, ratios, target=0.8, dream=0.9))
+        with rclone_http(path.parent) as url:
+            _, _, ratios = interleaved(
+                lambda: curl(service, service.url + href),
+                lambda: curl(None, f"{url}/{path.name}"),
+                options.repeats,
+            )
+        what = "256 MiB through the API (sendfile) / rclone serve http of the same file (posix)"
         rows.append(Row("P2", what, ratios, target=0.8, dream=0.9))
     finally:
         service.stop()
     return rows
+
+
+@contextlib.contextmanager
+def rclone_http(directory: Path) -> Iterator[str]:
+    """A well-known server of files over the directory."""
+    address = f"127.0.0.1:{free_port()}"
+    binary = str(Path(sys.executable).parent / "rclone")
+    process = subprocess.Popen(
+        [binary, "serve", "http", "--addr", address, "--log-level", "ERROR", str(directory)]
+    )
+    try:
+        answers = ["curl", "-fsS", "-o", "/dev/null", f"http://{address}/"]
+        wait_until(
+            lambda: subprocess.run(answers, capture_output=True).returncode == 0, 20, "rclone"
+        )
+        yield f"http://{address}"
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def p3(directory: Path, server: Weed, options: Namespace) -> list[Row]:

@@ -118,7 +118,7 @@ def _known(session: Session, after: str, upto: str | None) -> dict[str, tuple[Fi
     )
     if upto is not None:
         query = query.where(File.key <= upto)
-    return {file.key: (file, product) for file, product in session.execute(query).tuples()}
+    return {file.key: (file, product) for file, product in session.execute(query)}
 
 
 def _is_missing(facility: Facility, file: File) -> bool:
