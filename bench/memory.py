@@ -23,7 +23,7 @@ def p7(directory: Path, server: Weed, options: Namespace) -> list[Row]:
     """Peak resident memory of all processes of the service."""
     rows = []
     size = int(options.memory_gib * 1024) * MIB
-    for kind in ("posix", "s3"):
+    for kind in ("s3", "posix"):
         backend = (
             server.backend()
             if kind == "s3"

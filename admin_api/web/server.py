@@ -9,6 +9,7 @@ complete, and no socket operation waits for ever (fault F26).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import resource
@@ -34,6 +35,9 @@ from admin_api.web import logs
 
 log = logging.getLogger(__name__)
 
+# Parameters of mallopt(3), from malloc.h.
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 _MAX_HEAD_BYTES = 64 * 1024
 _READ_HEAD_BYTES = 16 * 1024
 _END_OF_HEAD = b"\r\n\r\n"
@@ -136,6 +140,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type
 
     def load_wsgi(self) -> None:
         """Open the facility in this process (connections survive no fork); begin housekeeping."""
+        _bound_heap()
         super().load_wsgi()
         facility: Facility = self.wsgi.facility
         threading.Thread(
@@ -222,6 +227,18 @@ def serve(settings: Settings) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     _Application(settings).run()
+
+
+def _bound_heap() -> None:
+    """Give payload buffers back to the system when they are freed.
+
+    glibc keeps a heap per thread and raises the size from which it maps memory by itself; with many
+    threads moving buffers of megabytes that grows far beyond what is in use (mallopt(3)).
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library does without
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(_M_MMAP_THRESHOLD, 512 * 1024)
+        mallopt(_M_ARENA_MAX, 2)
 
 
 def _forget_process(_arbiter: Any, worker: Any) -> None:
