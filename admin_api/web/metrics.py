@@ -57,5 +57,5 @@ def metrics_app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]
         return [b"Metrics are at /metrics.\n"]
     registry = CollectorRegistry()
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return make_wsgi_app(registry)(environ, start_response)  # type: ignore[no-any-return]
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # it has no types
+    return make_wsgi_app(registry)(environ, start_response)  # type: ignore[no-any-return]  # it has no types

@@ -244,7 +244,7 @@ def _bound_heap() -> None:
 def _forget_process(_arbiter: Any, worker: Any) -> None:
     from prometheus_client import multiprocess
 
-    multiprocess.mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+    multiprocess.mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]  # it has no types
 
 
 def _note(facility: Facility, cleared: housekeeping.Cleared) -> None:
