@@ -61,7 +61,7 @@ class S3Backend(_Section):
         default=False,
         description="sign a SHA-256 of every part (costs CPU; needed by few services)",
     )
-    part_size: int = Field(default=7 * MIB, ge=5 * MIB, description="bytes of a multipart part")
+    part_size: int = Field(default=5 * MIB, ge=5 * MIB, description="bytes of a multipart part")
     concurrency: int = Field(default=2, ge=1, le=64, description="parts in flight per object")
     timeout: float = Field(default=60.0, gt=0, description="seconds for one request")
     retry_seconds: float = Field(default=20.0, ge=0, description="how long a request is retried")

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# image.sh DIRECTORY: makes the image of the local hosts, a Debian or Ubuntu with systemd and ssh,
+# from the machine's own package sources.  Called by hosts.py.
+#
+# Nothing here names a mirror: sources, proxies, pip settings and extra certificate authorities are
+# the machine's, so that roles find in the hosts what the machine itself finds.
+set -euo pipefail
+directory=$(realpath -m "$1")
+here=$(cd "$(dirname "$0")" && pwd)
+export CONTAINERS_CONF=$here/containers.conf
+mkdir -p "$directory"
+. /etc/os-release
+
+sources=()
+for file in /etc/apt/sources.list.d/{debian,ubuntu}.sources /etc/apt/sources.list; do
+    if [ -s "$file" ] && grep -qE '^(Types:|deb )' "$file"; then sources+=("$file"); fi
+done
+[ "${#sources[@]}" -gt 0 ] || { echo "image.sh: no Debian or Ubuntu package sources in /etc/apt" >&2; exit 1; }
+
+packages=systemd,systemd-sysv,dbus,udev,python3,python3-apt,openssh-server,iproute2,iputils-ping
+packages+=,curl,ca-certificates,procps,sudo,xfsprogs,e2fsprogs,util-linux,kmod,nftables,openssl
+# What every role would fetch on every host anyway; roles still say that they need it.
+packages+=,openjdk-17-jre-headless,haproxy,python3-venv
+
+mmdebstrap --quiet --variant=minbase --include="$packages" \
+    --essential-hook='mkdir -p "$1/usr/share/man/man1"' \
+    --customize-hook="bash $here/customize.sh \"\$1\" $directory" \
+    "$VERSION_CODENAME" "$directory/image.tar" "${sources[@]}"
+podman import --quiet --change 'CMD ["/sbin/init"]' --change 'STOPSIGNAL SIGRTMIN+3' \
+    --change 'ENV container=podman' "$directory/image.tar" localhost/storage-manager-host
+rm -f "$directory/image.tar"
