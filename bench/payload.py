@@ -41,6 +41,7 @@ def start(directory: Path, backend: dict, name: str) -> Service:
     """The service over ``backend``, with housekeeping out of the way."""
     service = service_in(directory / name, backend, housekeeping={"interval_seconds": 600})
     service.start()
+    header_file(service).write_text(f"Authorization: Bearer {service.token()}\n")
     return service
 
 
@@ -53,10 +54,8 @@ def curl(service: Service, *arguments: str) -> None:
 
 
 def header_file(service: Service) -> Path:
-    path = service.directory / "header"
-    if not path.exists():
-        path.write_text(f"Authorization: Bearer {service.token()}\n")
-    return path
+    """The token for curl, never on a command line."""
+    return service.directory / "header"
 
 
 def s5cmd(server: Weed, *arguments: str) -> None:
