@@ -67,7 +67,39 @@ class S3Backend(_Section):
     retry_seconds: float = Field(default=20.0, ge=0, description="how long a request is retried")
 
 
-Backend = Annotated[PosixBackend | S3Backend, Field(discriminator="type")]
+class AlluxioNode(_Section):
+    """A cluster node: worker, proxy and balancer on one host."""
+
+    name: str
+    proxy: str = Field(description="URL of its Alluxio proxy")
+    balancer: str = Field(description="URL of its balancer, as clients reach it")
+
+
+class AlluxioBackend(_Section):
+    """An Alluxio cluster over an under-store; the under-store is the truth, Alluxio a cache."""
+
+    type: Literal["alluxio"] = "alluxio"
+    understore: Annotated[PosixBackend | S3Backend, Field(discriminator="type")]
+    masters: list[str] = Field(min_length=1, description="host:port of the masters, as in URIs")
+    master_urls: list[str] = Field(min_length=1, description="URLs of the masters' web servers")
+    nodes: list[AlluxioNode] = Field(min_length=1)
+    link_key_file: Path = Field(
+        description="lines of 'kid key' that the balancers know; the first one signs links"
+    )
+    public_url: str = Field(
+        default="",
+        description="URL common to all balancers, for signed links; empty: the node's own, which "
+        "spares a hop between nodes",
+    )
+    understore_links: bool = Field(
+        default=False,
+        description="answer with links of the under-store instead (a fast S3 close by needs no "
+        "cache before it)",
+    )
+    timeout: float = Field(default=10.0, gt=0, description="seconds for one metadata request")
+
+
+Backend = Annotated[PosixBackend | S3Backend | AlluxioBackend, Field(discriminator="type")]
 
 
 class Mount(_Section):
@@ -208,6 +240,11 @@ class HousekeepingSettings(_Section):
     idempotency_seconds: float = Field(
         default=86400.0, gt=0, description="how long Idempotency-Key answers are kept"
     )
+    incoming_seconds: float = Field(
+        default=7 * 86400.0,
+        gt=0,
+        description="what lies in the incoming area for so long without becoming a product goes",
+    )
 
 
 class ServerSettings(_Section):
@@ -250,8 +287,10 @@ class Settings(BaseSettings):
 
     @property
     def profile(self) -> str:
-        """The facility's profile, read off its mounts: ``posix``, ``s3`` or ``s3_nfs``."""
-        kinds = {mount.backend.type for mount in self.storage.mounts}
+        """The profile, read off the mounts: ``alluxio``, ``posix``, ``s3`` or ``s3_nfs``."""
+        kinds: set[str] = {mount.backend.type for mount in self.storage.mounts}
+        if "alluxio" in kinds:
+            return "alluxio"
         return "s3_nfs" if kinds == {"posix", "s3"} else kinds.pop()
 
     @classmethod

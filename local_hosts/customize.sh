@@ -57,5 +57,3 @@ chroot "$root" update-ca-certificates >/dev/null 2>&1
 for file in /etc/apt/apt.conf.d/*proxy* /etc/pip.conf; do
     if [ -f "$file" ]; then install -D -m 644 "$file" "$root$file"; fi
 done
-# An old list folder: apt's cache_valid_time would take the image's empty lists for fresh.
-touch -d 2000-01-01 "$root/var/lib/apt/lists"

@@ -149,6 +149,8 @@ class Hosts:
             *volumes, "--volume", f"{self.share}:/srv/share",
             "--device", f"{disk}:/dev/vdb", "--device", disk, IMAGE,
         )  # fmt: skip
+        # apt's cache_valid_time would take the image's empty lists for fresh.
+        run("podman", "exec", name, "touch", "--date", "2000-01-01", "/var/lib/apt/lists")
 
     def _disk(self, name: str) -> str:
         """The loop device of the host's SSD."""

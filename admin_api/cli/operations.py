@@ -1,4 +1,4 @@
-"""Commands about the facility: status, probe, reconcile, purge, events, completion."""
+"""Commands about the facility: status, nodes, probe, reconcile, purge, events, completion."""
 
 from __future__ import annotations
 
@@ -26,6 +26,24 @@ def status(client: Client) -> None:
         for item in answer["usage"]
     ]
     emit(client.as_json, answer, "\n".join(lines))
+
+
+@click.command()
+@click.pass_obj
+def nodes(client: Client) -> None:
+    """The nodes of the cluster, and how full their tiers are."""
+    answer = client.json("GET", "/v1/nodes")
+    lines = []
+    for node in answer["nodes"]:
+        tiers = "  ".join(
+            f"{tier['name']} {human(tier['used'])} of {human(tier['total'])}"
+            for tier in node["tiers"]
+        )
+        lines.append(
+            f"{node['name']:12} worker {node['worker']:8} proxy {node['proxy']:5}"
+            f"balancer {node['balancer']:5}{tiers}"
+        )
+    emit(client.as_json, answer, "\n".join(lines) or "The facility has no cluster.")
 
 
 @click.command()

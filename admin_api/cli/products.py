@@ -1,4 +1,4 @@
-"""Commands about products: ingest, get, ls, show, rm, keep, verify."""
+"""Commands about products: ingest, get, ls, show, cache, rm, keep, verify."""
 
 from __future__ import annotations
 
@@ -275,6 +275,31 @@ def show(client: Client, reference: str) -> None:
         for item in product["files"]
     ]
     emit(client.as_json, product, "\n".join(lines))
+
+
+@click.command()
+@click.argument("reference")
+@click.argument(
+    "action", required=False, type=click.Choice(["show", "warm", "free", "pin", "unpin"])
+)
+@click.pass_obj
+def cache(client: Client, reference: str, action: str | None) -> None:
+    """Show what of a product the cluster has cached, or warm, free, pin or unpin it."""
+    path = f"/v1/products/{client.find(reference)['id']}/cache"
+    if action in (None, "show"):
+        answer = client.json("GET", path)
+    else:
+        answer = client.json("POST", path, body={"action": action})
+    lines = [f"{answer['cached']} % cached"]
+    for item in answer["files"]:
+        places = ", ".join(
+            f"{place['node']} {place['tier']} {human(place['bytes'])}" for place in item["places"]
+        )
+        pinned = "  pinned" if item["pinned"] else ""
+        lines.append(
+            f"  {item['cached']:>3} %  {human(item['size']):>10}  {item['path']}{pinned}  {places}"
+        )
+    emit(client.as_json, answer, "\n".join(lines))
 
 
 @click.command()

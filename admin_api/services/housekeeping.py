@@ -19,7 +19,7 @@ from sqlalchemy import delete, select
 from admin_api.catalog.events import SYSTEM
 from admin_api.catalog.models import Idempotency, Product, State, Upload
 from admin_api.errors import StorageManagerError
-from admin_api.services import idempotency, removal
+from admin_api.services import idempotency, incoming, removal
 from admin_api.services.facility import Facility
 from admin_api.services.reception import give_up, settle
 from admin_api.services.uploads import expire
@@ -39,6 +39,7 @@ class Cleared:
     finished: int = 0
     uploads: int = 0
     temporary: int = 0
+    incoming: int = 0
     forgotten: int = 0
 
 
@@ -55,6 +56,8 @@ def clean(facility: Facility) -> Cleared:
     for pk in _rows(facility, State.REMOVING, stale_commit):
         cleared.finished += _attempt(partial(removal.finish, facility, pk), pk)
     cleared.temporary = facility.storage.reap(stale)
+    incoming.prepare(facility)
+    cleared.incoming = incoming.expire(facility, now - timedelta(seconds=settings.incoming_seconds))
     cleared.forgotten = _forget(facility, now)
     return cleared
 

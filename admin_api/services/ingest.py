@@ -12,12 +12,15 @@ from urllib.parse import unquote, urlsplit
 
 from admin_api.errors import InvalidRequest, SourceDenied, SourceNotFound
 from admin_api.products.names import parse_name
+from admin_api.services import incoming
 from admin_api.services.access import Principal
 from admin_api.services.archives import split_suffix, unpack
 from admin_api.services.facility import Facility
 from admin_api.services.reception import Expected, Outcome, Reception, Wish
-from admin_api.services.sources import SourceFile, Sources
+from admin_api.services.sources import Found, SourceFile, Sources
 from admin_api.storage.keys import RESERVED
+
+Finder = Callable[[str], Found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +59,33 @@ def ingest(facility: Facility, principal: Principal, wish: Wish, order: Order) -
     if order.register:
         return _register(facility, principal, wish, order)
     sources = Sources(facility.settings.sources, facility.settings.limits)
+
+    def find(uri: str) -> Found:
+        if incoming.is_incoming(uri):
+            return incoming.find(facility, principal, uri)
+        return sources.find(uri)
+
+    for uri, expected in _stated(order):
+        incoming.require_stated(uri, expected)
     if order.unpack:
-        return _ingest_archive(facility, principal, wish, order, sources)
-    files, expected = _files(sources, wish.name, order)
+        outcome = _ingest_archive(facility, principal, wish, order, find)
+    else:
+        outcome = _ingest_files(facility, principal, wish, order, find)
+    incoming.clear(facility, principal, [uri for uri, _ in _stated(order)])
+    return outcome
+
+
+def _stated(order: Order) -> list[tuple[str, Expected]]:
+    """Every source of the order and what the caller says of it."""
+    if order.source is not None:
+        return [(order.source, order.expected)]
+    return [(item.source, item.expected) for item in order.references]
+
+
+def _ingest_files(
+    facility: Facility, principal: Principal, wish: Wish, order: Order, find: Finder
+) -> Outcome:
+    files, expected = _files(find, wish.name, order)
     with Reception(facility, principal.actor, wish) as reception:
         if reception.matches(expected):
             return reception.existing()
@@ -70,20 +97,20 @@ def ingest(facility: Facility, principal: Principal, wish: Wish, order: Order) -
 
 
 def _files(
-    sources: Sources, name: str, order: Order
+    find: Finder, name: str, order: Order
 ) -> tuple[list[SourceFile], Mapping[str, Expected]]:
     """The files of the product by their paths in it, and what is known of each."""
     if order.references:
         files, expected = [], {}
         for reference in order.references:
-            found = sources.find(reference.source)
+            found = find(reference.source)
             if found.is_tree:
                 raise InvalidRequest(f"The source {reference.source!r} is not a single file.")
             files.append(SourceFile(reference.path, found.files[0].size, found.files[0].open))
             expected[reference.path] = _narrowed(reference.expected, found.files[0].size)
         return files, expected
     assert order.source is not None
-    found = sources.find(order.source)
+    found = find(order.source)
     if found.is_tree:
         if order.expected != Expected():
             raise InvalidRequest("Size and digests belong to a file; the source is a directory.")
@@ -96,11 +123,11 @@ def _files(
 
 
 def _ingest_archive(
-    facility: Facility, principal: Principal, wish: Wish, order: Order, sources: Sources
+    facility: Facility, principal: Principal, wish: Wish, order: Order, find: Finder
 ) -> Outcome:
     if order.source is None:
         raise InvalidRequest("An archive to unpack is named as the one source.")
-    found = sources.find(order.source)
+    found = find(order.source)
     _, kind = split_suffix(found.name)
     if found.is_tree or kind is None:
         raise InvalidRequest(f"The source {order.source!r} is not a .tar, .tar.gz, .tgz or .zip.")

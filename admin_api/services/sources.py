@@ -93,7 +93,7 @@ class Sources:
             case "http" | "https":
                 return self._find_web(uri)
         raise SourceDenied(
-            f"The source {uri!r} has the scheme {scheme!r}; file, s3 and https are known."
+            f"The source {uri!r} has the scheme {scheme!r}; file, s3, https and alluxio are known."
         )
 
     # -- directories -------------------------------------------------------------------------

@@ -10,8 +10,11 @@ from admin_api.errors import InvalidKey
 MAX_PART_BYTES = 255
 MAX_KEY_BYTES = 900
 
-# Parts of the namespace that the storage manager keeps for itself.
-RESERVED = {".products", ".tmp", ".probe"}
+#: Uploads through an Alluxio proxy go beneath this, in a directory for each subject.
+INCOMING = "incoming"
+
+# Parts of the namespace that are no products': the storage manager's, and Alluxio's own.
+RESERVED = {".products", ".tmp", ".probe", ".alluxio_s3_api_metadata", INCOMING}
 
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f?\\\u2028\u2029]")
 

@@ -11,8 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import BinaryIO
 
-from admin_api.errors import InvalidKey
-from admin_api.settings import PosixBackend, StorageSettings
+from admin_api.errors import InvalidKey, InvalidRequest
+from admin_api.settings import (
+    AlluxioBackend,
+    Backend,
+    PosixBackend,
+    S3Backend,
+    StorageSettings,
+)
+from admin_api.storage.alluxio import AlluxioStorage
 from admin_api.storage.base import Capacity, Stat, Storage
 from admin_api.storage.keys import beneath, check_key, join
 from admin_api.storage.posix import PosixStorage
@@ -21,14 +28,17 @@ from admin_api.storage.s3 import S3Storage
 
 def open_storage(settings: StorageSettings) -> Mounts:
     """The namespace that the settings describe."""
-    return Mounts(
-        {
-            mount.path: PosixStorage(mount.backend.root)
-            if isinstance(mount.backend, PosixBackend)
-            else S3Storage(mount.backend)
-            for mount in settings.mounts
-        }
-    )
+    return Mounts({mount.path: _open(mount.backend) for mount in settings.mounts})
+
+
+def _open(backend: Backend) -> Storage:
+    match backend:
+        case PosixBackend():
+            return PosixStorage(backend.root)
+        case S3Backend():
+            return S3Storage(backend)
+        case AlluxioBackend():
+            return AlluxioStorage(backend, _open(backend.understore))
 
 
 class Mounts:
@@ -132,6 +142,19 @@ class Mounts:
     def link(self, key: str, seconds: int, file_name: str) -> str | None:
         _, store, inner = self._resolve(key)
         return store.link(inner, seconds, file_name)
+
+    def cached_mounts(self) -> dict[str, AlluxioStorage]:
+        """The mounts that have an Alluxio cluster in front of them, by path."""
+        return {
+            path: store for path, store in self.stores.items() if isinstance(store, AlluxioStorage)
+        }
+
+    def cached(self, key: str) -> tuple[AlluxioStorage, str]:
+        """The store with a cache that holds ``key``, and the key in it; raises InvalidRequest."""
+        _, store, inner = self._resolve(key)
+        if not isinstance(store, AlluxioStorage):
+            raise InvalidRequest("The store of this product has no cache in front of it.")
+        return store, inner
 
     def reap(self, older_than: datetime) -> int:
         return sum(store.reap(older_than) for store in self.stores.values())

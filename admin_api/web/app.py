@@ -18,7 +18,17 @@ from admin_api import __version__
 from admin_api.errors import InvalidRequest
 from admin_api.services.access import Authority
 from admin_api.services.facility import Facility
-from admin_api.web import files, health, maintenance, metrics, problems, products, storage, uploads
+from admin_api.web import (
+    cache,
+    files,
+    health,
+    maintenance,
+    metrics,
+    problems,
+    products,
+    storage,
+    uploads,
+)
 from admin_api.web.auth import authenticate
 from admin_api.web.auth import facility as facility_of_request
 from admin_api.web.body import Transfers
@@ -54,7 +64,7 @@ def create_app(facility: Facility) -> OpenAPI:
     problems.register(app)
     app.before_request(_begin)
     app.after_request(_end)
-    for module in (products, uploads, files, storage, maintenance, health):
+    for module in (products, uploads, files, cache, storage, maintenance, health):
         app.register_api(module.api)
     return app
 

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
 from admin_api.catalog.models import Event, File, Product, Upload
+from admin_api.services.caching import CacheVerb
 from admin_api.services.facility import Facility
 from admin_api.services.reception import Level, Policy
 
@@ -331,14 +332,70 @@ class UsageAnswer(BaseModel):
     bytes: int
 
 
+class TierAnswer(BaseModel):
+    """A tier, in bytes."""
+
+    name: str
+    total: int
+    used: int
+
+
 class StorageAnswer(BaseModel):
     """What is stored, where, how full."""
 
     profile: str
     mounts: list[MountAnswer]
+    tiers: list[TierAnswer] = Field(description="of all cluster nodes together")
     usage: list[UsageAnswer]
     products: int
     bytes: int
+
+
+class CacheRequest(Request):
+    """What to do with the cached bytes of a product."""
+
+    action: CacheVerb
+
+
+class PlaceAnswer(BaseModel):
+    """Cached bytes at one place."""
+
+    node: str
+    tier: str
+    bytes: int
+
+
+class FileCacheAnswer(BaseModel):
+    """A file's cache; ``cached`` in per cent."""
+
+    path: str
+    size: int
+    cached: int
+    pinned: bool
+    places: list[PlaceAnswer]
+
+
+class CacheAnswer(BaseModel):
+    """A product's cache; ``cached`` in per cent of its bytes."""
+
+    cached: int
+    files: list[FileCacheAnswer]
+
+
+class NodeAnswer(BaseModel):
+    """A node of the cluster."""
+
+    name: str
+    worker: str = Field(description="active, lost, or what the master calls it")
+    proxy: Literal["up", "down"]
+    balancer: Literal["up", "down"]
+    tiers: list[TierAnswer]
+
+
+class NodesAnswer(BaseModel):
+    """The nodes of the cluster."""
+
+    nodes: list[NodeAnswer]
 
 
 class HealthAnswer(BaseModel):

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from flask import Response
 
-from admin_api.services import listing, monitoring
+from admin_api.services import caching, listing, monitoring
 from admin_api.services.access import Scope
 from admin_api.web import problems, schemas
 from admin_api.web.auth import closed_blueprint, facility, needs, principal
@@ -26,6 +26,7 @@ def storage() -> Response:
     usage = monitoring.usage(facility(), principal())
     answer = schemas.StorageAnswer(
         profile=facility().settings.profile,
+        tiers=_tiers(),
         mounts=[
             schemas.MountAnswer(
                 path=f"/{mount.path}",
@@ -69,3 +70,14 @@ def chain() -> Response:
     """Checks the number and the seal of every event."""
     count, broken = listing.verify_events(facility())
     return json_reply(schemas.ChainAnswer(events=count, intact=broken is None, first_broken=broken))
+
+
+def _tiers() -> list[schemas.TierAnswer]:
+    """The tiers of all nodes together, the fastest first."""
+    sums: dict[str, schemas.TierAnswer] = {}
+    for node in caching.nodes(facility()):
+        for tier in node.tiers:
+            total = sums.setdefault(tier.name, schemas.TierAnswer(name=tier.name, total=0, used=0))
+            total.total += tier.total
+            total.used += tier.used
+    return list(sums.values())
