@@ -8,7 +8,7 @@ KEEP   ?=
 DATA   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint bench requirements clean
+.PHONY: help demo test test-fast lint bench requirements clean facility facility-hosts facility-down facility-status
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,21 @@ lint: $(VENV)/.ready-test $(VENV)/.ready-lint ## style, types, known weaknesses
 	@$(BIN)/yamllint --strict .
 	@$(BIN)/bandit --quiet --recursive --configfile pyproject.toml admin_api
 	@scripts/audit.sh $(BIN)
+
+facility-hosts: $(VENV)/.ready-facility ## make the local hosts: nodes, control, S3 server (root; podman)
+	@$(BIN)/python local_hosts/hosts.py up
+	@scripts/s3_host.sh $(BIN)
+
+facility: $(VENV)/.ready-test facility-hosts ## build the local facility with real Alluxio and take the tour (root)
+	@$(BIN)/ansible-playbook -i inventory/local site.yml
+	@$(BIN)/python scripts/facility_tour.py
+
+facility-status: $(VENV)/.ready-facility ## one page: hosts, nodes, tiers, balancers, API
+	@$(BIN)/python local_hosts/hosts.py status
+	@$(BIN)/ansible-playbook -i inventory/local playbooks/health.yml
+
+facility-down: ## take away the local facility and everything it made on this machine
+	@$(PYTHON) local_hosts/hosts.py down
 
 bench: $(VENV)/.ready-test $(VENV)/.ready-bench ## measure speed and memory (BENCH="p1 p3": only these)
 	@$(BIN)/python -m bench $(BENCH)

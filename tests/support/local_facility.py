@@ -1,0 +1,328 @@
+"""The local facility as an operator, a client and a processor see it.
+
+Used by ``tests/facility``, by ``bench`` and by ``scripts/facility_tour.py``.  Its hosts are made by
+``local_hosts/hosts.py``; commands on them go over ssh, requests through the balancers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import urllib3
+
+ROOT = Path(__file__).resolve().parents[2]
+ADDRESSES = {
+    "s3": "10.89.8.5",
+    "control": "10.89.8.10",
+    "node1": "10.89.8.11",
+    "node2": "10.89.8.12",
+    "node3": "10.89.8.13",
+    "node4": "10.89.8.14",
+}
+NODES = ("node1", "node2", "node3")
+READY_SECONDS = 90.0
+
+
+class Facility:
+    """The hosts of the local facility."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        default = os.environ.get("LOCAL_HOSTS", str(ROOT / ".facility" / "hosts"))
+        self.directory = directory or Path(default)
+        self._tokens: dict[tuple[str, ...], str] = {}
+        self._pool: urllib3.PoolManager | None = None
+
+    # -- hosts -------------------------------------------------------------------------------
+    def ssh(self, host: str, command: str, check: bool = True, timeout: float = 120) -> str:
+        """Run a shell command on a host; its output."""
+        done = subprocess.run(
+            ["ssh", "-F", str(self.directory / "ssh_config"), host, command],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"{host}: {command}\n{done.stdout}{done.stderr}")
+        return done.stdout.strip()
+
+    def hosts(self, *arguments: str) -> None:
+        """``local_hosts/hosts.py`` with these arguments."""
+        subprocess.run(
+            [sys.executable, str(ROOT / "local_hosts/hosts.py"), *arguments],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+    def power_off(self, host: str) -> None:
+        """As if the plug was pulled."""
+        subprocess.run(["podman", "kill", host], check=True, capture_output=True)
+
+    def power_on(self, host: str) -> None:
+        subprocess.run(["podman", "start", host], check=True, capture_output=True)
+
+    def playbook(
+        self, *arguments: str, check: bool = True, inventories: tuple[str, ...] = ("local",)
+    ) -> str:
+        """Run ``ansible-playbook`` with the local inventory; what it printed."""
+        command = [str(Path(sys.executable).parent / "ansible-playbook")]
+        for inventory in inventories:
+            command += ["-i", f"inventory/{inventory}"]
+        done = subprocess.run(
+            [*command, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "LOCAL_HOSTS": str(self.directory), "ANSIBLE_NOCOLOR": "1"},
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(done.stdout[-6000:] + done.stderr[-2000:])
+        return done.stdout
+
+    # -- clients -----------------------------------------------------------------------------
+    @property
+    def ca(self) -> Path:
+        """The certificate of the facility's authority, fetched from the admin host."""
+        path = self.directory / "ca.crt"
+        path.write_text(self.ssh("control", "cat /etc/storage-manager/secrets/ca.crt") + "\n")
+        return path
+
+    @property
+    def pool(self) -> urllib3.PoolManager:
+        if self._pool is None:
+            self._pool = urllib3.PoolManager(
+                ca_certs=str(self.ca),
+                retries=False,
+                maxsize=64,
+                block=False,
+                timeout=urllib3.Timeout(connect=5, read=120),
+            )
+        return self._pool
+
+    def token(self, *scopes: str, subject: str = "tester", missions: tuple[str, ...] = ()) -> str:
+        """A token made on the admin host."""
+        key = (subject, *scopes, "|", *missions)
+        if key not in self._tokens:
+            options = "".join(f" --scope {scope}" for scope in scopes)
+            options += "".join(f" --mission {mission}" for mission in missions)
+            self._tokens[key] = self.ssh(
+                "control",
+                "storage-manager token --settings /etc/storage-manager/settings.toml"
+                f" --subject {subject}{options}",
+            )
+        return self._tokens[key]
+
+    @property
+    def operator(self) -> str:
+        return self.token("read", "ingest", "remove", "admin")
+
+    def url(self, node: str = "node1") -> str:
+        return f"https://{ADDRESSES[node]}:8443"
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        node: str = "node1",
+        token: str | None = None,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        preload: bool = True,
+    ) -> urllib3.BaseHTTPResponse:
+        """One request through a node's balancer; ``path`` may be a whole URL."""
+        sent = dict(headers or {})
+        if token is not None:
+            sent["Authorization"] = f"Bearer {token}"
+        if isinstance(body, dict):
+            body = json.dumps(body).encode()
+            sent.setdefault("Content-Type", "application/json")
+        url = path if path.startswith("http") else self.url(node) + path
+        return self.pool.request(
+            method, url, body=body, headers=sent, redirect=False, preload_content=preload
+        )
+
+    def json(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
+        """The answer's JSON; the operator's token; fails on everything from 300."""
+        options.setdefault("token", self.operator)
+        answer = self.request(method, path, body=body, **options)
+        assert answer.status < 300, (answer.status, answer.data[:2000])
+        return json.loads(answer.data)
+
+    def upload(self, name: str, data: bytes, query: str = "", **options: Any) -> dict[str, Any]:
+        """A product of one file; the answer."""
+        return dict(self.json("PUT", f"/v1/uploads/{quote(name)}{query}", data, **options))
+
+    def link(self, product: dict[str, Any], path: str | None = None) -> str:
+        """The signed link to a product's (first) file."""
+        path = path or product["files"][0]["path"]
+        answer = self.request(
+            "GET", f"/v1/products/{product['id']}/files/{quote(path)}", token=self.operator
+        )
+        assert answer.status == 307, (answer.status, answer.data[:500])
+        return str(answer.headers["Location"])
+
+    def through(self, link: str, node: str) -> str:
+        """The same link at another node's balancer."""
+        return self.url(node) + link[link.index("/dl/") :]
+
+    def read(self, link: str) -> bytes:
+        answer = self.request("GET", link)
+        assert answer.status == 200, (answer.status, answer.data[:500])
+        return answer.data
+
+    def remove(self, product: dict[str, Any]) -> None:
+        self.json("DELETE", f"/v1/products/{product['id']}")
+
+    # -- Alluxio -----------------------------------------------------------------------------
+    def proxy(self, path: str, verb: str, options: Any = None, node: str = "node1") -> Any:
+        """A REST call at a proxy itself, from the admin host."""
+        command = (
+            "curl --silent --max-time 60 --request POST --header 'Content-Type: application/json'"
+            f" --data '{json.dumps(options or {})}'"
+            f" 'http://{ADDRESSES[node]}:39999/api/v1/paths//{quote(path)}/{verb}'"
+        )
+        output = self.ssh("control", command)
+        return json.loads(output) if output else None
+
+    def master(self) -> dict[str, Any]:
+        command = f"curl --silent --max-time 10 http://{ADDRESSES['control']}:19999/api/v1/master/info"
+        return dict(json.loads(self.ssh("control", command)))
+
+    def metric(self, name: str) -> float:
+        """A number of the master's metrics."""
+        text = self.ssh(
+            "control",
+            f"curl --silent http://{ADDRESSES['control']}:19999/metrics/prometheus/",
+        )
+        for line in text.splitlines():
+            if line.split(" ")[0] == name:
+                return float(line.split(" ")[1])
+        return 0.0
+
+    def wait_ready(self, nodes: tuple[str, ...] = NODES, seconds: float = READY_SECONDS) -> None:
+        """Until API, master, workers, proxies and balancers of these nodes are up."""
+
+        def ready() -> bool:
+            found = self.json("GET", "/v1/nodes", node=nodes[0])["nodes"]
+            up = {
+                item["name"]
+                for item in found
+                if item["worker"] == "active" and item["proxy"] == item["balancer"] == "up"
+            }
+            answers = [self.request("GET", "/lb-health", node=node).status for node in nodes]
+            return up >= set(nodes) and answers == [200] * len(nodes)
+
+        wait_until(ready, seconds, f"{', '.join(nodes)} to be up")
+
+
+def wait_until(condition: Callable[[], object], seconds: float, what: str) -> float:
+    """Wait for a condition; how long it took."""
+    begun = time.monotonic()
+    problem: object = None
+    while time.monotonic() - begun < seconds:
+        try:
+            if condition():
+                return time.monotonic() - begun
+            problem = None
+        except (AssertionError, OSError, ValueError, urllib3.exceptions.HTTPError) as error:
+            problem = error
+        time.sleep(0.5)
+    raise AssertionError(f"Waited {seconds} s in vain for {what} ({problem}).")
+
+
+@dataclass
+class Load:
+    """What came of reading under load."""
+
+    requests: int = 0
+    #: (seconds since the beginning, what went wrong)
+    failures: list[tuple[float, str]] = field(default_factory=list)
+    #: Requests that succeeded only when they were tried again.
+    retried: int = 0
+    slowest: float = 0.0
+    done: list[float] = field(default_factory=list)
+
+    @property
+    def longest_gap(self) -> float:
+        """The longest time without any answer, in seconds."""
+        times = sorted(self.done)
+        return max((b - a for a, b in zip(times, times[1:], strict=False)), default=0.0)
+
+    def sentence(self) -> str:
+        return (
+            f"{self.requests} reads, {len(self.failures)} failed, {self.retried} only succeeded "
+            f"at another try, longest gap {self.longest_gap:.1f} s, slowest {self.slowest:.1f} s"
+        )
+
+
+@contextmanager
+def reading(
+    facility: Facility,
+    files: list[tuple[dict[str, Any], bytes]],
+    nodes: tuple[str, ...] = NODES,
+    threads: int = 6,
+    tries: int = 1,
+) -> Iterator[Load]:
+    """Read whole files by link, side by side, and compare every byte.
+
+    With ``tries`` a client does what a client does: ask for a link again, at another balancer.
+    """
+    load, lock, stop = Load(), threading.Lock(), threading.Event()
+    begun = time.monotonic()
+    token = facility.token("read")
+
+    def once(product: dict[str, Any], data: bytes, node: str) -> str | None:
+        try:
+            path = f"/v1/products/{product['id']}/files/{quote(product['files'][0]['path'])}"
+            answer = facility.request("GET", path, node=node, token=token)
+            if answer.status != 307:
+                return f"link: {answer.status}"
+            answer = facility.request("GET", answer.headers["Location"])
+            if answer.status != 200:
+                return f"read: {answer.status} {answer.data[:200]!r}"
+            return None if answer.data == data else f"WRONG BYTES ({len(answer.data)})"
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            return f"{type(error).__name__}: {error}"
+
+    def work(number: int) -> None:
+        turn = number
+        while not stop.is_set():
+            product, data = files[turn % len(files)]
+            turn += 1
+            before = time.monotonic()
+            problem: str | None = "not tried"
+            for attempt in range(tries):
+                problem = once(product, data, nodes[(turn + attempt) % len(nodes)])
+                if problem is None or "WRONG" in problem:
+                    break
+                time.sleep(0.3 * (attempt + 1))
+            now = time.monotonic()
+            with lock:
+                load.requests += 1
+                load.slowest = max(load.slowest, now - before)
+                load.done.append(now)
+                if problem is not None:
+                    load.failures.append((now - begun, problem))
+                elif attempt:
+                    load.retried += 1
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield load
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join()
