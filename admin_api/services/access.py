@@ -23,6 +23,7 @@ from admin_api.catalog.events import Actor
 from admin_api.errors import ConfigurationError, Forbidden, NotFound, Unauthorized
 from admin_api.settings import AuthSettings
 
+_LATEST_EXPIRY = 9_999_999_999
 MIN_KEY_BYTES = 32
 _MAX_TOKEN_BYTES = 8192
 _SUBJECT = re.compile(r"[\x21-\x7e]{1,200}")
@@ -158,6 +159,9 @@ class Authority:
         subject, scope, missions = claims["sub"], claims.get("scope", ""), claims.get("missions")
         if not isinstance(subject, str) or not _SUBJECT.fullmatch(subject):
             raise Unauthorized("The token's subject is not acceptable.")
+        # Whole seconds of this age: what the balancers take, no text and no milliseconds.
+        if type(claims["exp"]) is not int or claims["exp"] > _LATEST_EXPIRY:
+            raise Unauthorized("The token's expiry is not acceptable.")
         if not isinstance(scope, str):
             raise Unauthorized("The token's scope must be a string of words.")
         if missions is not None and not (

@@ -187,12 +187,12 @@ class Cluster:
     def nodes_by_preference(self, path: str) -> Iterator[AlluxioNode]:
         """The nodes that answer, the one that should cache ``path`` first.
 
-        Every node has a rank for every path (rendezvous hashing), so a node that joins or leaves
-        moves only its own share of the objects.
+        See :func:`preference`.
         """
-        for node in sorted(self._settings.nodes, key=lambda node: _rank(node.name, path)):
-            if self.reaches(node.balancer):
-                yield node
+        nodes = {node.name: node for node in self._settings.nodes}
+        for name in preference(list(nodes), path):
+            if self.reaches(nodes[name].balancer):
+                yield nodes[name]
 
     def reaches(self, url: str) -> bool:
         """Whether a connection to ``url`` comes about; remembered for two seconds."""
@@ -277,8 +277,17 @@ def _failure(data: bytes) -> tuple[str, str]:
         return "", ""
 
 
-def _rank(node: str, path: str) -> bytes:
-    return hashlib.blake2b(f"{node}\n{path}".encode(), digest_size=8).digest()
+def preference(names: list[str], path: str) -> list[str]:
+    """The names in the order in which they should serve ``path``.
+
+    Every node has a rank for every path (rendezvous hashing), so a node that joins or leaves moves
+    only its own share of the objects.
+    """
+
+    def rank(name: str) -> bytes:
+        return hashlib.blake2b(f"{name}\n{path}".encode(), digest_size=8).digest()
+
+    return sorted(names, key=rank)
 
 
 def _tiers(worker: dict[str, Any]) -> tuple[Tier, ...]:

@@ -1,0 +1,74 @@
+"""One local facility for all tests of this folder: real hosts, Alluxio, HAProxy, PostgreSQL, S3.
+
+It is built once, from nothing (`FACILITY_KEEP=1` uses one that stands and leaves it), and every
+test leaves it healthy.  The tests run in the order of the folder's files.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.local_facility import ROOT, Facility
+
+KEEP = bool(os.environ.get("FACILITY_KEEP"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    lacking = _lacking()
+    for item in items:
+        if "tests/facility/" not in item.nodeid:
+            continue
+        item.add_marker(pytest.mark.timeout(1200))
+        if lacking and not os.environ.get("CI"):
+            item.add_marker(pytest.mark.skip(reason=f"the local facility needs {lacking}"))
+
+
+def _lacking() -> str:
+    if os.geteuid() != 0:
+        return "root"
+    if not (shutil.which("podman") or shutil.which("apt-get")):
+        return "podman, or apt-get to install it"
+    if not shutil.which("mvn"):
+        return "Maven (apt-get install maven)"
+    return ""
+
+
+def build(found: Facility) -> None:
+    """Hosts, S3 server and facility from nothing; says how long site.yml took."""
+    found.hosts("down")
+    found.hosts("up")
+    subprocess.run(
+        [str(ROOT / "scripts/s3_host.sh"), os.path.dirname(sys.executable)],
+        check=True,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
+    begun = time.monotonic()
+    found.playbook("site.yml")
+    print(f"\nsite.yml on fresh hosts took {time.monotonic() - begun:.0f} s", flush=True)
+
+
+@pytest.fixture(scope="session")
+def facility() -> Iterator[Facility]:
+    """The facility, built and healthy."""
+    found = Facility()
+    if not KEEP:
+        build(found)
+    found.wait_ready()
+    yield found
+    if not KEEP:
+        found.hosts("down")
+
+
+@pytest.fixture(autouse=True)
+def healthy(facility: Facility) -> Iterator[None]:
+    """Whatever a test did to the facility, it has mended it."""
+    yield
+    facility.wait_ready(seconds=120)

@@ -1,0 +1,86 @@
+"""The tiers hold what their sizes promise, and nothing is read from the under-store twice."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from admin_api.storage.alluxio_cluster import preference
+from tests.support.local_facility import NODES, Facility, wait_until
+
+MIB = 1 << 20
+READ_FROM_UNDERSTORE = "Cluster_BytesReadUfsAll"
+
+
+def used(facility: Facility) -> dict[str, dict[str, int]]:
+    """Bytes by node and tier."""
+    nodes = facility.json("GET", "/v1/nodes")["nodes"]
+    return {node["name"]: {tier["name"]: tier["used"] for tier in node["tiers"]} for node in nodes}
+
+
+def make(facility: Facility, count: int, size: int, node: str) -> list[tuple[dict, bytes]]:
+    """Products of one file each that ``node`` should serve."""
+    made = []
+    number = time.time_ns()
+    while len(made) < count:
+        number += 1
+        name = f"tier-{number}.bin"
+        if preference([*NODES], f"unsorted/{name}/{name}")[0] == node:
+            data = os.urandom(size)
+            made.append((facility.upload(name, data), data))
+    return made
+
+
+def settle(facility: Facility) -> None:
+    """Workers report what they read at their next heartbeat."""
+    before = -1.0
+    while (now := facility.metric(READ_FROM_UNDERSTORE)) != before:
+        before = now
+        time.sleep(2)
+
+
+def test_a_working_set_larger_than_the_ram_tier_lies_on_ssd_and_is_read_from_there(
+    facility: Facility,
+) -> None:
+    size, count = 32 * MIB, 24  # 768 MiB for a RAM tier of 256 MiB
+    files = make(facility, count, size, "node2")
+    before = facility.metric(READ_FROM_UNDERSTORE)
+    tiers = used(facility)["node2"]
+    for product, data in files:
+        assert facility.read(facility.link(product)) == data
+    settle(facility)
+    assert facility.metric(READ_FROM_UNDERSTORE) - before == count * size
+    grown = {name: total - tiers[name] for name, total in used(facility)["node2"].items()}
+    assert grown["MEM"] + grown["SSD"] == count * size
+    assert grown["SSD"] >= 400 * MIB, grown
+    assert used(facility)["node2"]["MEM"] >= 150 * MIB
+    for product, data in files:
+        assert facility.json("GET", f"/v1/products/{product['id']}/cache")["cached"] == 100
+        assert facility.read(facility.link(product)) == data
+    settle(facility)
+    assert facility.metric(READ_FROM_UNDERSTORE) - before == count * size
+    for product, _ in files:
+        facility.remove(product)
+
+
+def test_full_tiers_let_the_oldest_go_and_go_on_caching_what_is_new(facility: Facility) -> None:
+    size, count = 64 * MIB, 40  # 2,560 MiB for tiers of 2,304 MiB
+    files = make(facility, count, size, "node3")
+    for product, data in files:
+        assert facility.read(facility.link(product)) == data
+    settle(facility)
+    cached = [
+        facility.json("GET", f"/v1/products/{product['id']}/cache")["cached"]
+        for product, _ in files
+    ]
+    assert cached[0] < 100, "the oldest is still there, so the tiers were not full"
+    assert min(cached[-15:]) == 100, cached
+    assert sum(used(facility)["node3"].values()) <= 2304 * MIB
+    before = facility.metric(READ_FROM_UNDERSTORE)
+    for product, data in files[-15:]:
+        assert facility.read(facility.link(product)) == data
+    settle(facility)
+    assert facility.metric(READ_FROM_UNDERSTORE) == before
+    for product, _ in files:
+        facility.remove(product)
+    wait_until(lambda: used(facility)["node3"]["SSD"] < 200 * MIB, 60, "removed blocks to go")
