@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import configparser
 import contextlib
+import contextvars
 import hashlib
 import itertools
+import queue
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from urllib.parse import quote, unquote, urlsplit
 
 import obstore
@@ -101,11 +104,11 @@ class S3Storage:
             part_size = max(part_size, -(-size_hint // (MAX_PARTS - 1)))
         counted = _Counter(itertools.chain([head], pieces))
         del head
-        with _translated(key):
+        with _translated(key), _Ahead(counted) as ahead:
             result = obstore.put(
                 self._store,
                 key,
-                counted,
+                iter(ahead),
                 use_multipart=True,
                 chunk_size=part_size,
                 max_concurrency=self._settings.concurrency,
@@ -340,6 +343,52 @@ class S3Storage:
     def _credentials(self) -> Any:
         # A short life makes obstore ask again: rotated keys are taken up without a restart.
         return {**self._read_credentials(), "expires_at": datetime.now(UTC) + _CREDENTIALS_LIFE}
+
+
+class _Ahead:
+    """Chunks taken from their source in a thread of its own.
+
+    The engine asks for chunks from within its runtime, where nothing may call the engine again; a
+    source that is a bucket does.
+    """
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = chunks
+        self._queue: queue.Queue[bytes | BaseException | None] = queue.Queue(maxsize=1)
+        self._stop = threading.Event()
+        run = contextvars.copy_context().run
+        self._thread = threading.Thread(target=run, args=(self._fill,), name="source", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Whoever owns the source has it back then: the thread has let go of it."""
+        self._stop.set()
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[bytes]:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def _fill(self) -> None:
+        try:
+            for chunk in self._chunks:
+                if not self._offer(chunk):
+                    return
+            self._offer(None)
+        except BaseException as error:  # noqa: BLE001 - raised again where the chunks are used
+            self._offer(error)
+
+    def _offer(self, item: bytes | BaseException | None) -> bool:
+        while not self._stop.is_set():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(item, timeout=0.1)
+                return True
+        return False
 
 
 class _Counter:

@@ -402,7 +402,9 @@ def test_a_file_that_the_client_has_is_not_sent_again(facility: Facility, stored
     assert answer.status == 200
 
 
-def test_the_client_s_token_does_not_reach_the_proxies(facility: Facility, token_key, stored) -> None:
+def test_the_client_s_token_does_not_reach_the_proxies(
+    facility: Facility, token_key, stored
+) -> None:
     """Their log has every Authorization header; the balancers put a fixed one in its place."""
     token = forge(token_key, {"sub": "canary-subject"})
     assert facility.request("GET", f"/api/v1/s3/{key_of(stored[0])}", token=token).status == 200

@@ -196,7 +196,9 @@ class Facility:
         return json.loads(output) if output else None
 
     def master(self) -> dict[str, Any]:
-        command = f"curl --silent --max-time 10 http://{ADDRESSES['control']}:19999/api/v1/master/info"
+        command = (
+            f"curl --silent --max-time 10 http://{ADDRESSES['control']}:19999/api/v1/master/info"
+        )
         return dict(json.loads(self.ssh("control", command)))
 
     def metric(self, name: str) -> float:
