@@ -1,0 +1,229 @@
+"""`site.yml` refuses before it touches, changes nothing twice, converges after a crash, and scales.
+
+A fourth node joins and leaves while clients read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.local_facility import NODES, ROOT, Facility, reading, wait_until
+
+WITH_NODE4 = ("local", "local-node4.yml")
+
+
+def changed(output: str) -> dict[str, int]:
+    """Changes by host, from the recap."""
+    return {
+        host: int(count) for host, count in re.findall(r"^(\S+)\s+: .*changed=(\d+)", output, re.M)
+    }
+
+
+def started(facility: Facility, node: str) -> str:
+    return facility.ssh(
+        node, "systemctl show --property=MainPID alluxio-worker alluxio-proxy haproxy"
+    )
+
+
+def test_a_second_run_changes_nothing(facility: Facility) -> None:
+    begun = time.monotonic()
+    output = facility.playbook("site.yml")
+    print(f"\nsecond run of site.yml: {time.monotonic() - begun:.0f} s")
+    assert set(changed(output).values()) == {0}, output[-3000:]
+
+
+def test_a_dry_run_of_a_built_facility_reports_no_change(facility: Facility) -> None:
+    output = facility.playbook("site.yml", "--check", "--diff")
+    assert set(changed(output).values()) == {0}, output[-3000:]
+    for name in ("s3_access_key", "s3_secret_key"):
+        assert (facility.directory / name).read_text() not in output
+
+
+REFUSALS = [
+    # variables, what the sentence must name
+    ({"facility_profile": "alluxio"}, ["facility_profile is alluxio", "alluxio_s3, alluxio_nfs"]),
+    ({"facility_s3_bucket": "B"}, ["facility_s3_bucket", "B"]),
+    ({"facility_s3_endpoint": "10.0.0.1:8333"}, ["facility_s3_endpoint", "10.0.0.1:8333"]),
+    ({"facility_s3_secret_key": ""}, ["facility_s3_secret_key", "ansible-vault"]),
+    ({"facility_s3_access_key": ""}, ["facility_s3_access_key"]),
+    ({"firewall_client_networks": []}, ["firewall_client_networks is empty"]),
+    ({"alluxio_worker_mem_size": "64MB"}, ["alluxio_worker_mem_size (64MB)", "8 blocks"]),
+    ({"alluxio_worker_mem_size": "64GB"}, ["of memory", "alluxio_worker_mem_size 64GB"]),
+    ({"facility_address": "10.89.8.99"}, ["another host", "10.89.8.99"]),
+    ({"facility_address": "fd00::1"}, ["facility_address is fd00::1", "IPv6"]),
+    (
+        {"ssd_volumes_list": [{"device": "/dev/nosuch", "path": "/srv/ssd"}]},
+        ["/dev/nosuch", "no block device"],
+    ),
+    ({"preflight_min_disk_mb": 99999999}, ["99999999 MB free"]),
+]
+
+
+@pytest.mark.parametrize(("variables", "named"), REFUSALS, ids=[str(item[0]) for item in REFUSALS])
+def test_what_cannot_work_is_refused_in_a_sentence_before_anything_is_touched(
+    facility: Facility, variables: dict, named: list[str]
+) -> None:
+    output = " ".join(
+        facility.playbook("site.yml", "-e", json.dumps(variables), check=False).split()
+    )
+    assert "Firewall, names and measurements" not in output
+    for part in (*named, "node1"):
+        assert part in output, output[-3000:]
+
+
+def test_a_disk_that_holds_something_of_somebody_else_is_refused(facility: Facility) -> None:
+    facility.hosts("up", "node5")
+    try:
+        facility.ssh("node5", "mkfs.ext4 -q -L precious /dev/vdb")
+        inventory = facility.directory / "node5.yml"
+        inventory.write_text(
+            "all:\n  children:\n    alluxio_workers:\n      hosts:\n        node5:\n"
+        )
+        output = facility.playbook(
+            "-i", str(inventory), "site.yml", "--limit", "node5", check=False
+        )
+        text = " ".join(output.split())
+        assert "node5: /dev/vdb is not empty and not ours (it holds LABEL=precious" in text, text
+        assert "wipefs" in text
+        assert "precious" in facility.ssh("node5", "blkid --probe /dev/vdb")
+    finally:
+        facility.hosts("down", "node5")
+
+
+def test_a_dry_run_of_fresh_hosts_goes_through(facility: Facility) -> None:
+    facility.hosts("up", "node4")
+    output = facility.playbook("site.yml", "--check", inventories=WITH_NODE4)
+    assert changed(output)["node4"] > 5
+    assert (
+        facility.ssh("node4", "ls -d /opt/alluxio /etc/haproxy/haproxy.cfg.orig", check=False) == ""
+    )
+
+
+def test_a_run_that_is_killed_half_way_is_completed_by_the_next_one(facility: Facility) -> None:
+    facility.hosts("up", "node4")
+    command = [str(Path(sys.executable).parent / "ansible-playbook"), "site.yml"]
+    command += [item for name in WITH_NODE4 for item in ("-i", f"inventory/{name}")]
+    for seconds in (35, 70):
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "LOCAL_HOSTS": str(facility.directory)},
+            start_new_session=True,
+        )
+        time.sleep(seconds)
+        os.killpg(process.pid, 9)
+        process.wait()
+    before = {node: started(facility, node) for node in NODES}
+    facility.playbook("site.yml", inventories=WITH_NODE4)
+    facility.wait_ready((*NODES, "node4"))
+    output = facility.playbook("site.yml", inventories=WITH_NODE4)
+    assert set(changed(output).values()) == {0}, output[-3000:]
+    assert {node: started(facility, node) for node in NODES} == before, "a node was restarted"
+
+
+def test_a_node_leaves_and_joins_while_clients_read(facility: Facility) -> None:
+    files = []
+    for number in range(32):
+        data = os.urandom((1 << 20) + number)
+        files.append((facility.upload(f"scale-{time.time_ns()}.bin", data), data))
+    everybody = (*NODES, "node4")
+    before = {node: started(facility, node) for node in NODES}
+    with reading(facility, files, tries=3) as load:
+        facility.playbook(
+            "playbooks/remove_node.yml", "-e", "node=node4", "-e", "confirm=yes",
+            inventories=WITH_NODE4,
+        )  # fmt: skip
+        facility.playbook("site.yml")
+        time.sleep(3)
+    print(f"\nnode4 leaves: {load.sentence()}")
+    assert load.failures == []
+    names = {node["name"] for node in facility.json("GET", "/v1/nodes")["nodes"]}
+    assert "node4" not in names
+    facility.hosts("down", "node4")
+    facility.hosts("up", "node4")
+    with reading(facility, files, tries=3) as load:
+        begun = time.monotonic()
+        facility.playbook("site.yml", inventories=WITH_NODE4)
+        print(f"\nnode4 joins within {time.monotonic() - begun:.0f} s")
+        facility.wait_ready(everybody)
+        time.sleep(5)
+    print(f"node4 joins: {load.sentence()}")
+    assert load.failures == []
+    assert {node: started(facility, node) for node in NODES} == before, "a node was restarted"
+    served = {facility.link(product).split("/dl/")[1].split("/")[0] for product, _ in files}
+    assert served == set(everybody), "the new node takes no load"
+    for product, data in files:
+        assert facility.read(facility.link(product)) == data
+    # Out again, for the tests to come.
+    facility.playbook(
+        "playbooks/remove_node.yml", "-e", "node=node4", "-e", "confirm=yes", inventories=WITH_NODE4
+    )
+    facility.playbook("site.yml")
+    facility.hosts("down", "node4")
+    wait_until(
+        lambda: {node["name"] for node in facility.json("GET", "/v1/nodes")["nodes"]} == set(NODES),
+        60,
+        "the master to forget node4",
+    )
+    for product, data in files:
+        assert facility.read(facility.link(product)) == data
+        facility.remove(product)
+
+
+def test_remove_node_asks_for_a_name_and_a_yes(facility: Facility) -> None:
+    for arguments in (
+        ["-e", "confirm=yes"],
+        ["-e", "node=node1", "-e", "confirm=no"],
+        ["-e", "node=nosuch", "-e", "confirm=yes"],
+        ["-e", "node=control", "-e", "confirm=yes"],
+    ):
+        output = facility.playbook("playbooks/remove_node.yml", *arguments, check=False)
+        assert "Nothing was changed" in " ".join(output.split()), output[-2000:]
+    assert {node["worker"] for node in facility.json("GET", "/v1/nodes")["nodes"]} == {"active"}
+
+
+def test_a_changed_property_restarts_nodes_one_at_a_time_and_no_read_fails(
+    facility: Facility,
+) -> None:
+    files = []
+    for number in range(12):
+        data = os.urandom((1 << 20) + number)
+        files.append((facility.upload(f"roll-{time.time_ns()}.bin", data), data))
+    before = {node: started(facility, node) for node in NODES}
+    change = ["-e", json.dumps({"alluxio_proxy_sync_interval": "61s"})]
+    with reading(facility, files, tries=3) as load:
+        facility.playbook("site.yml", *change)
+    print(f"\nrolling change: {load.sentence()}")
+    assert load.failures == []
+    assert all(started(facility, node) != before[node] for node in NODES)
+    with reading(facility, files, tries=3) as load:
+        facility.playbook("playbooks/rolling_restart.yml")
+    print(f"rolling restart: {load.sentence()}")
+    assert load.failures == []
+    facility.playbook("site.yml")
+    for product, _ in files:
+        facility.remove(product)
+
+
+def test_health_says_what_is_not_well_and_fails(facility: Facility) -> None:
+    output = facility.playbook("playbooks/health.yml")
+    assert "NOT WELL" not in output.replace("'NOT WELL'", "")
+    for part in ("node1", "node3", "MEM", "SSD", "balancer reaches a server", "catalog answers"):
+        assert part in output
+    facility.ssh("node2", "systemctl stop alluxio-proxy")
+    try:
+        output = facility.playbook("playbooks/health.yml", check=False)
+        assert "node2 NOT WELL: alluxio-proxy.service is inactive" in " ".join(output.split())
+        assert "failed=1" in output
+    finally:
+        facility.ssh("node2", "systemctl start alluxio-proxy")

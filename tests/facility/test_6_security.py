@@ -1,0 +1,142 @@
+"""Who reaches what, what the services may, and where secrets are (goals, section 6)."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.support.local_facility import ADDRESSES, NODES, Facility
+
+PORTS = [5432, 8080, 8404, 8443, 9090, 9100, 9180, 19200, 19998, 19999, 29999, 30000, 39999]
+#: From a node to another node, and from a node to the admin host.
+OPEN_BETWEEN_NODES = {8443, 29999, 39999}
+OPEN_TO_CONTROL = {8080, 19998}
+
+
+def scan(facility: Facility, source: str, target: str) -> set[int]:
+    """The ports of ``target`` that take a connection from ``source``."""
+    program = (
+        "import socket,sys\n"
+        "for port in map(int, sys.argv[2:]):\n"
+        "    s = socket.socket(); s.settimeout(0.5)\n"
+        "    try: s.connect((sys.argv[1], port)); print(port)\n"
+        "    except OSError: pass\n"
+        "    s.close()\n"
+    )
+    ports = " ".join(map(str, PORTS))
+    output = facility.ssh(source, f"python3 - {ADDRESSES[target]} {ports} <<'E'\n{program}E")
+    return {int(line) for line in output.split()}
+
+
+def test_a_node_reaches_what_it_needs_of_another_and_nothing_else(facility: Facility) -> None:
+    assert scan(facility, "node1", "node2") == OPEN_BETWEEN_NODES
+    assert scan(facility, "node3", "node1") == OPEN_BETWEEN_NODES
+    assert scan(facility, "node2", "control") == OPEN_TO_CONTROL
+
+
+def test_a_stranger_reaches_the_balancers_and_nothing_else(facility: Facility) -> None:
+    """The host of the S3 server is in the clients' network and has no part in the facility."""
+    for node in NODES:
+        assert scan(facility, "s3", node) == {8443}
+    assert scan(facility, "s3", "control") == set()
+
+
+UNITS = {
+    "control": ["storage-manager", "alluxio-master", "prometheus", "prometheus-node-exporter"],
+    "node1": ["haproxy", "alluxio-worker", "alluxio-proxy", "prometheus-node-exporter"],
+}
+
+
+@pytest.mark.parametrize(
+    ("host", "unit"), [(host, unit) for host, units in UNITS.items() for unit in units]
+)
+def test_every_unit_is_shut_in(facility: Facility, host: str, unit: str) -> None:
+    output = facility.ssh(host, f"systemd-analyze security {unit}.service")
+    exposure = float(re.search(r"exposure level for \S+: ([0-9.]+)", output).group(1))
+    assert exposure <= 3.0, output[-3000:]
+
+
+def test_no_service_that_takes_requests_runs_as_root(facility: Facility) -> None:
+    for host in ("control", *NODES):
+        output = facility.ssh(host, "ss -tlnpH")
+        for line in output.splitlines():
+            port = int(line.split()[3].rpartition(":")[2])
+            if port not in PORTS:
+                continue
+            for pid in re.findall(r"pid=(\d+)", line):
+                user = facility.ssh(host, f"ps -o user= -p {pid}", check=False)
+                command = facility.ssh(host, f"ps -o args= -p {pid}", check=False)
+                # The master process of the balancer keeps root to renew its workers.
+                if user == "root":
+                    assert "haproxy -Ws" in command, (host, line)
+
+
+def secrets(facility: Facility) -> dict[str, str]:
+    found = {
+        name: (facility.directory / name).read_text() for name in ("s3_access_key", "s3_secret_key")
+    }
+    for name in ("tokens.key", "links.key", "catalog.password"):
+        text = facility.ssh("control", f"cat /etc/storage-manager/secrets/{name}")
+        found[name] = text.split()[-1]
+    return found
+
+
+def test_secrets_are_in_no_journal_no_argument_and_no_world_readable_file(
+    facility: Facility,
+) -> None:
+    for name, secret in secrets(facility).items():
+        if name == "s3_access_key":
+            continue  # a name, not a secret
+        for host in ("control", *NODES):
+            found = facility.ssh(host, f"journalctl --no-pager | grep -cF -- {secret}", check=False)
+            assert found == "0", (name, host)
+            found = facility.ssh(
+                host,
+                f"for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $f 2>/dev/null; echo; done"
+                f" | grep -v grep | grep -cF -- {secret}",
+                check=False,
+            )
+            assert found in ("0", "1"), (name, host)  # 1: the shell that searches
+            found = facility.ssh(
+                host,
+                f"grep -rlF -- {secret} /etc /opt/storage-manager /var/lib/storage-manager /run"
+                " /var/log --exclude-dir=journal 2>/dev/null"
+                " | xargs -r stat -c '%A %n' | grep -E '^.......r' || true",
+                check=False,
+            )
+            assert found == "", (name, host, found)
+
+
+def test_metrics_and_errors_tell_no_secret(facility: Facility) -> None:
+    texts = [
+        facility.ssh("control", f"curl -s http://{ADDRESSES['control']}:9180/metrics"),
+        facility.ssh("control", f"curl -s http://{ADDRESSES['control']}:19999/api/v1/master/info"),
+        facility.ssh("control", f"curl -s http://{ADDRESSES['node1']}:8404/metrics"),
+        facility.request("GET", "/v1/nope").data.decode(),
+        facility.request("GET", "/v1/storage", token=facility.operator).data.decode(),
+    ]
+    for name, secret in secrets(facility).items():
+        if name != "s3_access_key":
+            assert not any(secret in text for text in texts), name
+
+
+def test_every_target_is_watched(facility: Facility) -> None:
+    import json
+
+    from tests.support.local_facility import wait_until
+
+    def up() -> bool:
+        text = facility.ssh(
+            "control", f"curl -s http://{ADDRESSES['control']}:9090/api/v1/targets?state=active"
+        )
+        targets = json.loads(text)["data"]["activeTargets"]
+        down = [item["labels"] for item in targets if item["health"] != "up"]
+        jobs = {item["labels"]["job"] for item in targets}
+        assert jobs == {
+            "node", "balancer", "admin_api", "alluxio_master", "alluxio_worker", "alluxio_proxy"
+        }, jobs  # fmt: skip
+        assert down == [], down
+        return True
+
+    wait_until(up, 60, "Prometheus to reach every target")
