@@ -8,7 +8,7 @@ KEEP   ?=
 DATA   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint bench requirements clean facility facility-hosts facility-down facility-status
+.PHONY: help demo test test-fast lint bench bench-facility requirements clean control docs facility facility-hosts facility-down facility-status
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,19 +17,26 @@ demo: $(VENV)/.ready ## run the main job on the embedded profile (DATA=dir: your
 	@scripts/need.sh curl curl
 	@DATA="$(DATA)" KEEP="$(KEEP)" $(BIN)/python scripts/demo.py
 
-test: $(VENV)/.ready-test $(VENV)/.ready-lint lint ## lint and every test tier this machine can run
+test: $(VENV)/.ready-test $(VENV)/.ready-lint $(VENV)/.ready-facility lint ## lint and every test tier this machine can run
 	@$(BIN)/python scripts/prerequisites.py
 	@$(BIN)/python -m pytest $(TESTS)
 
 test-fast: $(VENV)/.ready-test ## unit and contract tests only
 	@$(BIN)/python -m pytest tests/unit tests/contract
 
-lint: $(VENV)/.ready-test $(VENV)/.ready-lint ## style, types, known weaknesses
+lint: $(VENV)/.ready-test $(VENV)/.ready-lint $(VENV)/.ready-facility ## style, types, known weaknesses
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/yamllint --strict .
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --quiet
+	@$(BIN)/python scripts/role_docs.py --check
 	@$(BIN)/bandit --quiet --recursive --configfile pyproject.toml admin_api
 	@scripts/audit.sh $(BIN)
+
+control: $(VENV)/.ready $(VENV)/.ready-facility ## set up a control host: Ansible, pinned
+
+docs: $(VENV)/.ready-facility ## write the roles' READMEs from their specifications
+	@$(BIN)/python scripts/role_docs.py
 
 facility-hosts: $(VENV)/.ready-facility ## make the local hosts: nodes, control, S3 server (root; podman)
 	@$(BIN)/python local_hosts/hosts.py up
@@ -48,6 +55,9 @@ facility-down: ## take away the local facility and everything it made on this ma
 
 bench: $(VENV)/.ready-test $(VENV)/.ready-bench ## measure speed and memory (BENCH="p1 p3": only these)
 	@$(BIN)/python -m bench $(BENCH)
+
+bench-facility: $(VENV)/.ready-test ## measure the local facility, which must stand (root)
+	@$(BIN)/python -m bench.facility $(BENCH)
 
 requirements: $(VENV)/.ready-test ## resolve the pinned requirements anew
 	@scripts/requirements.sh $(BIN)

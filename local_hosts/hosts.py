@@ -36,6 +36,7 @@ SUBNET = "10.89.8"
 DEFAULT = {"s3": 5, "control": 10, "node1": 11, "node2": 12, "node3": 13}
 #: Hosts that are made when they are named.
 KNOWN = {**DEFAULT, "node4": 14, "node5": 15}
+DISK_PREFIX = "storage-manager-"
 DISK_BYTES = 4 << 30
 MEMORY = {"s3": "2g"}
 DEFAULT_MEMORY = "4g"
@@ -154,7 +155,7 @@ class Hosts:
 
     def _disk(self, name: str) -> str:
         """The loop device of the host's SSD."""
-        file = self.directory / f"{name}.img"
+        file = self.directory / f"{DISK_PREFIX}{name}.img"
         if not file.exists():
             with file.open("wb") as opened:
                 opened.truncate(DISK_BYTES)
@@ -201,16 +202,13 @@ class Hosts:
         """Take away the named hosts with their disks, or all of them and what else was made."""
         for name in names or self._names():
             run("podman", "rm", "--force", "--time", "2", name, check=False)
-            file = self.directory / f"{name}.img"
-            for loop in run(
-                "losetup", "--associated", str(file), "--output", "NAME", "--noheadings"
-            ).split():
-                run("losetup", "--detach", loop)
-            file.unlink(missing_ok=True)
+            self._detach(f"{DISK_PREFIX}{name}.img")
+            (self.directory / f"{DISK_PREFIX}{name}.img").unlink(missing_ok=True)
             self._remember(name, None)
         if names:
             self._write_ssh_config()
             return
+        self._detach(DISK_PREFIX)  # of hosts whose directory is gone, too
         if self._exists("network", NETWORK):
             run("podman", "network", "rm", "--force", NETWORK)
         self._stop_lxcfs()
@@ -220,6 +218,15 @@ class Hosts:
         shutil.rmtree(self.share, ignore_errors=True)
         for file in ("ssh_config", "addresses.json"):
             (self.directory / file).unlink(missing_ok=True)
+
+    @staticmethod
+    def _detach(beginning: str) -> None:
+        """Give back the loop devices of disk files whose name begins so."""
+        listed = run("losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE")
+        for line in listed.splitlines():
+            loop, _, file = line.partition(" ")
+            if Path(file.strip()).name.startswith(beginning):
+                run("losetup", "--detach", loop)
 
     def _stop_lxcfs(self) -> None:
         if self.pid_file.exists():
@@ -334,7 +341,9 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     default = Path(os.environ.get("LOCAL_HOSTS", HERE.parent / ".facility" / "hosts"))
     parser.add_argument("--directory", type=Path, default=default, help="where state is kept")
     parser.add_argument("action", choices=["image", "up", "down", "reset", "status"])

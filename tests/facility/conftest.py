@@ -42,7 +42,6 @@ def _lacking() -> str:
 
 def build(found: Facility) -> None:
     """Hosts, S3 server and facility from nothing; says how long site.yml took."""
-    found.hosts("down")
     found.hosts("up")
     subprocess.run(
         [str(ROOT / "scripts/s3_host.sh"), os.path.dirname(sys.executable)],
@@ -60,11 +59,30 @@ def facility() -> Iterator[Facility]:
     """The facility, built and healthy."""
     found = Facility()
     if not KEEP:
+        found.hosts("down")
+        before = machine()
         build(found)
     found.wait_ready()
     yield found
     if not KEEP:
         found.hosts("down")
+        assert machine() == before, "the local hosts left something on this machine"
+
+
+def machine() -> dict[str, str]:
+    """What the local hosts could leave behind on the machine that runs them."""
+    commands = {
+        "packet filter": "nft list ruleset",
+        "interfaces": "ip -brief link | cut -d' ' -f1",
+        "loop devices": "losetup --list --noheadings --output NAME,BACK-FILE",
+        "mounts": "cut -d' ' -f1-3 /proc/self/mounts | sort",
+        "forwarding": "cat /proc/sys/net/ipv4/ip_forward",
+        "containers": "podman ps --all --quiet --filter network=storage-manager",
+    }
+    return {
+        name: subprocess.run(["sh", "-c", command], capture_output=True, text=True).stdout
+        for name, command in commands.items()
+    }
 
 
 @pytest.fixture(autouse=True)

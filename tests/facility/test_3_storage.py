@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -375,6 +376,30 @@ def test_an_upload_that_broke_off_never_becomes_a_product(facility: Facility, se
     product = json.loads(register(facility, sender, name, data).data)
     assert facility.read(facility.link(product)) == data
     facility.remove(product)
+
+
+def test_first_uploads_that_come_side_by_side_after_a_restart_all_arrive(
+    facility: Facility, sender: str
+) -> None:
+    """With Alluxio's default way of uploading, all of them fail, and every later one as well."""
+    for node in NODES:
+        facility.ssh(node, "systemctl restart alluxio-worker alluxio-proxy")
+    facility.wait_ready()
+    data = [os.urandom(8 << 20) for _ in range(16)]
+    stamp = time.time_ns()
+
+    def put(number: int) -> int:
+        path = f"/api/v1/s3/incoming/sender/cold-{stamp}-{number}.bin"
+        return facility.request(
+            "PUT", path, node=NODES[number % 3], token=sender, body=data[number]
+        ).status
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(put, range(16))) == {200}
+    for number in (0, 7, 15):
+        answer = register(facility, sender, f"cold-{stamp}-{number}.bin", data[number])
+        assert answer.status == 201, answer.data
+        facility.remove(json.loads(answer.data))
 
 
 def test_nobody_registers_what_another_subject_has_sent(facility: Facility, sender: str) -> None:

@@ -135,6 +135,15 @@ def test_a_full_ssd_does_not_stop_reads(facility: Facility, files) -> None:
         facility.ssh("node1", "rm -f /srv/ssd/filler")
 
 
+def test_a_worker_that_does_not_want_to_end_is_ended(facility: Facility) -> None:
+    """One was seen to spin for ever on SIGTERM; here it is frozen and hears nothing."""
+    facility.ssh("node1", "systemctl kill --signal=STOP alluxio-worker")
+    begun = time.monotonic()
+    facility.ssh("node1", "systemctl restart alluxio-worker")
+    assert time.monotonic() - begun < 40
+    facility.wait_ready()
+
+
 def test_wiping_all_of_alluxio_loses_nothing(facility: Facility, files) -> None:
     for node in NODES:
         facility.ssh(node, "systemctl stop alluxio-worker alluxio-proxy")
@@ -185,6 +194,6 @@ def test_the_database_that_goes_away_is_told_and_comes_back(facility: Facility, 
     answer = facility.request("GET", f"/v1/products/{product['id']}", token=facility.operator)
     assert answer.status == 503
     assert b"catalog_unavailable" in answer.data
-    facility.ssh("control", "systemctl start postgresql@15-main")
+    facility.ssh("control", "systemctl restart postgresql")
     wait_until(lambda: facility.request("GET", "/healthz/ready").status == 200, 30, "the API")
     all_there(facility, files[:3])
