@@ -2,6 +2,7 @@
 """Hosts with systemd and ssh on one Linux machine (podman): the ground of the local facility.
 
     hosts.py [--directory DIR] image | up [NAME[=ADDRESS] ...] | down [NAME ...] | reset | status
+    hosts.py [--directory DIR] disk NAME | forget-disk NAME
 
 Called by ``make facility-hosts``, by the Terraform module ``node-local`` and by the facility tests.
 Needs root, and nothing but the standard library.  ``up`` and ``down`` may be repeated; ``down``
@@ -117,6 +118,7 @@ class Hosts:
             self._up_one(name, address)
         for name in wanted:
             self._wait(name)
+            self._note_alive(name)
         self._write_ssh_config()
 
     def _up_one(self, name: str, address: str) -> None:
@@ -153,12 +155,31 @@ class Hosts:
         # apt's cache_valid_time would take the image's empty lists for fresh.
         run("podman", "exec", name, "touch", "--date", "2000-01-01", "/var/lib/apt/lists")
 
-    def _disk(self, name: str) -> str:
-        """The loop device of the host's SSD."""
+    def make_disk(self, name: str) -> Path:
+        """The file that is the host's SSD."""
         file = self.directory / f"{DISK_PREFIX}{name}.img"
         if not file.exists():
             with file.open("wb") as opened:
                 opened.truncate(DISK_BYTES)
+        return file
+
+    def forget_disk(self, name: str) -> None:
+        """Take the host's SSD away with what it holds."""
+        self._detach(f"{DISK_PREFIX}{name}.img")
+        (self.directory / f"{DISK_PREFIX}{name}.img").unlink(missing_ok=True)
+
+    def _note_alive(self, name: str) -> None:
+        """Name a file that is there while the host runs: Terraform's plan looks at files only."""
+        folder = self.directory / "alive"
+        folder.mkdir(exist_ok=True)
+        identity = run("podman", "inspect", "--format", "{{.Id}}", name)
+        found = next(Path("/sys/fs/cgroup").glob(f"**/libpod-{identity}/cgroup.procs"), None)
+        if found is not None:
+            (folder / name).write_text(f"{found}\n")
+
+    def _disk(self, name: str) -> str:
+        """The loop device of the host's SSD."""
+        file = self.make_disk(name)
         found = run("losetup", "--associated", str(file), "--output", "NAME", "--noheadings")
         return found.split()[0] if found else run("losetup", "--find", "--show", str(file))
 
@@ -198,12 +219,13 @@ class Hosts:
         (self.directory / "ssh_config").write_text("\n".join(lines) + "\n")
 
     # -- down --------------------------------------------------------------------------------
-    def down(self, names: list[str]) -> None:
+    def down(self, names: list[str], keep_disks: bool = False) -> None:
         """Take away the named hosts with their disks, or all of them and what else was made."""
         for name in names or self._names():
             run("podman", "rm", "--force", "--time", "2", name, check=False)
             self._detach(f"{DISK_PREFIX}{name}.img")
-            (self.directory / f"{DISK_PREFIX}{name}.img").unlink(missing_ok=True)
+            if not keep_disks:
+                self.forget_disk(name)
             self._remember(name, None)
         if names:
             self._write_ssh_config()
@@ -215,7 +237,8 @@ class Hosts:
         if self.before.exists():
             restore_machine(json.loads(self.before.read_text()))
             self.before.unlink()
-        shutil.rmtree(self.share, ignore_errors=True)
+        for folder in (self.share, self.directory / "alive"):
+            shutil.rmtree(folder, ignore_errors=True)
         for file in ("ssh_config", "addresses.json"):
             (self.directory / file).unlink(missing_ok=True)
 
@@ -346,7 +369,11 @@ def main() -> int:
     )
     default = Path(os.environ.get("LOCAL_HOSTS", HERE.parent / ".facility" / "hosts"))
     parser.add_argument("--directory", type=Path, default=default, help="where state is kept")
-    parser.add_argument("action", choices=["image", "up", "down", "reset", "status"])
+    parser.add_argument("--keep-disks", action="store_true", help="with down: the SSDs stay")
+    parser.add_argument("--generation", help="with up: noted for Terraform's next plan")
+    parser.add_argument(
+        "action", choices=["image", "up", "down", "reset", "status", "disk", "forget-disk"]
+    )
     parser.add_argument("names", nargs="*", metavar="NAME[=ADDRESS]")
     options = parser.parse_args()
     hosts = Hosts(options.directory.resolve())
@@ -357,13 +384,22 @@ def main() -> int:
             if options.action == "image":
                 hosts.image()
             elif options.action == "down":
-                hosts.down(options.names)
+                hosts.down(options.names, options.keep_disks)
+            elif options.action in ("disk", "forget-disk"):
+                for name in options.names:
+                    (hosts.make_disk if options.action == "disk" else hosts.forget_disk)(name)
             elif options.action == "status":
                 print(hosts.status())
             else:
                 if options.action == "reset":
                     hosts.down(options.names)
-                hosts.up(addresses(options.names))
+                wanted = addresses(options.names)
+                hosts.up(wanted)
+                if options.generation:
+                    for name in wanted:
+                        (hosts.directory / "alive" / f"{name}.generation").write_text(
+                            f"{options.generation}\n"
+                        )
                 print(hosts.status())
     except HostsError as error:
         print(f"hosts.py: {error}", file=sys.stderr)

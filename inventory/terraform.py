@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""Ansible inventory from the outputs of one Terraform environment; needs nothing installed.
+
+    TERRAFORM_ENVIRONMENT=terraform/environments/aws ansible-playbook \\
+        -i inventory/terraform.py -i inventory/ours site.yml
+
+Groups and volumes come from here, everything that people decide from the group_vars beside it.
+`nodes` of the outputs has the same shape in every environment (terraform/contract.schema.json).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+GROUPS = {
+    "master": "alluxio_masters",
+    "worker": "alluxio_workers",
+    "admin": "admin",
+    "monitoring": "monitoring",
+}
+SSD_PATH = "/srv/ssd"
+
+
+def inventory(outputs: dict[str, Any]) -> dict[str, Any]:
+    """Ansible's form of what Terraform made."""
+    nodes = outputs["nodes"]["value"]
+    facility = outputs.get("facility", {}).get("value", {})
+    groups: dict[str, Any] = {group: {"hosts": []} for group in GROUPS.values()}
+    hosts = {}
+    for name, node in sorted(nodes.items()):
+        for role in node["roles"]:
+            groups[GROUPS[role]]["hosts"].append(name)
+        hosts[name] = host_variables(node, facility)
+    return {**groups, "_meta": {"hostvars": hosts}}
+
+
+def host_variables(node: dict[str, Any], facility: dict[str, Any]) -> dict[str, Any]:
+    """What Terraform knows of one host."""
+    found: dict[str, Any] = {
+        "ansible_host": node.get("public_address") or node["address"],
+        "facility_address": node["address"],
+    }
+    if facility.get("ssh_user"):
+        found["ansible_user"] = facility["ssh_user"]
+    volumes = [item for item in node["volumes"].values() if item["purpose"] == "ssd"]
+    if volumes:
+        found["ssd_volumes_list"] = [{"device": volumes[0]["path"], "path": SSD_PATH}]
+    if facility.get("environment") != "local" and node.get("tiers"):
+        found["alluxio_worker_mem_size"] = node["tiers"]["mem"]
+        found["alluxio_worker_ssd_size"] = node["tiers"]["ssd"]
+    return found
+
+
+def main() -> int:
+    """Called by Ansible with --list, or with --host NAME."""
+    if sys.argv[1:2] == ["--host"]:
+        print("{}")
+        return 0
+    named = os.environ.get("TERRAFORM_ENVIRONMENT")
+    if not named:
+        print("Set TERRAFORM_ENVIRONMENT to the folder of the environment.", file=sys.stderr)
+        return 1
+    done = subprocess.run(
+        ["terraform", f"-chdir={Path(named).resolve()}", "output", "-json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        print(f"terraform output failed in {named}: {done.stderr.strip()}", file=sys.stderr)
+        return 1
+    outputs = json.loads(done.stdout)
+    if not outputs.get("nodes", {}).get("value"):
+        print(f"{named} has no nodes yet: run terraform apply there.", file=sys.stderr)
+        return 1
+    print(json.dumps(inventory(outputs), indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
