@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Ansible inventory from the outputs of one Terraform environment; needs nothing installed.
 
-    TERRAFORM_ENVIRONMENT=terraform/environments/aws ansible-playbook \\
-        -i inventory/terraform.py -i inventory/ours site.yml
+    export TERRAFORM_ENVIRONMENT=terraform/environments/aws
+    ansible-playbook -i inventory/terraform.py -i inventory/ours site.yml
 
 Groups and volumes come from here, everything that people decide from the group_vars beside it.
 `nodes` of the outputs has the same shape in every environment (terraform/contract.schema.json).

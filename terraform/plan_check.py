@@ -2,11 +2,12 @@
 """Refuses a plan that destroys or replaces what was not asked for; data volumes above all.
 
     terraform plan -out=scale.tfplan
-    terraform show -json scale.tfplan | terraform/plan_check.py [--remove NAME ...] [--replace NAME ...]
+    terraform show -json scale.tfplan | terraform/plan_check.py [--remove NAME] [--replace NAME]
 
-Nodes that are only added need no flag.  `--remove NAME` allows the node NAME and its volumes to
-go; `--replace NAME` allows its host to be replaced, never its volumes.  Exit code 0: the plan does what
-was asked for; 1: it does more, and what is said.  Called by `make plan-check`.
+Both flags may be given several times.  Nodes that are only added need none.  `--remove NAME` allows
+the node NAME and its volumes to go; `--replace NAME` allows its host to be replaced, never its
+volumes.  Exit code 0: the plan does what was asked for; 1: it does more, and it is said
+what.  Called by `make plan-check`.
 """
 
 from __future__ import annotations

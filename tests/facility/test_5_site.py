@@ -120,7 +120,7 @@ def test_a_node_joins_while_clients_read_though_the_first_run_was_killed_and_lea
         files.append((facility.upload(f"scale-{time.time_ns()}.bin", data), data))
     everybody = (*NODES, "node4")
     before = {node: started(facility, node) for node in NODES}
-    with reading(facility, files, tries=3) as load:
+    with reading(facility, files, threads=3, tries=3, pause=0.1) as load:
         killed_after(45, facility)
         begun = time.monotonic()
         facility.playbook("site.yml", inventories=WITH_NODE4)
@@ -135,7 +135,7 @@ def test_a_node_joins_while_clients_read_though_the_first_run_was_killed_and_lea
     assert served == set(everybody), "the new node takes no load"
     for product, data in files:
         assert facility.read(facility.link(product)) == data
-    with reading(facility, files, tries=3) as load:
+    with reading(facility, files, threads=3, tries=3, pause=0.1) as load:
         facility.playbook(
             "playbooks/remove_node.yml", "-e", "node=node4", "-e", "confirm=yes",
             inventories=WITH_NODE4,
@@ -223,12 +223,12 @@ def test_a_changed_property_restarts_nodes_one_at_a_time_and_no_read_fails(
         "load_balancer_vip": "10.89.8.100/24",
         "secrets_names": ["10.89.8.100"],
     }
-    with reading(facility, files, tries=3) as load:
+    with reading(facility, files, threads=3, tries=3, pause=0.1) as load:
         facility.playbook("site.yml", "-e", json.dumps(change))
     print(f"\nrolling change: {load.sentence()}")
     assert load.failures == []
     assert all(started(facility, node) != before[node] for node in NODES)
-    with reading(facility, files, tries=3) as load:
+    with reading(facility, files, threads=3, tries=3, pause=0.1) as load:
         facility.playbook("playbooks/rolling_restart.yml")
     print(f"rolling restart: {load.sentence()}")
     assert load.failures == []

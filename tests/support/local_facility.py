@@ -275,10 +275,12 @@ def reading(
     nodes: tuple[str, ...] = NODES,
     threads: int = 6,
     tries: int = 1,
+    pause: float = 0.0,
 ) -> Iterator[Load]:
     """Read whole files by link, side by side, and compare every byte.
 
     With ``tries`` a client does what a client does: ask for a link again, at another balancer.
+    ``pause`` seconds between reads leave something of the machine to what is tried meanwhile.
     """
     load, lock, stop = Load(), threading.Lock(), threading.Event()
     begun = time.monotonic()
@@ -299,7 +301,7 @@ def reading(
 
     def work(number: int) -> None:
         turn = number
-        while not stop.is_set():
+        while not stop.wait(pause):
             product, data = files[turn % len(files)]
             turn += 1
             before = time.monotonic()

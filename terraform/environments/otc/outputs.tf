@@ -1,0 +1,9 @@
+output "nodes" {
+  description = "What Ansible needs to know of each node: the same shape in every environment."
+  value       = { for name, module in module.node : name => module.node }
+}
+
+output "facility" {
+  description = "What Ansible needs to know of the facility as a whole."
+  value       = { environment = "otc", ssh_user = "ansible" }
+}

@@ -1,0 +1,4 @@
+# Credentials come from OS_* variables or clouds.yaml (OS_CLOUD), never from here.
+provider "opentelekomcloud" {
+  auth_url = var.auth_url
+}

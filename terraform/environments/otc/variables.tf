@@ -1,0 +1,68 @@
+variable "name" {
+  description = "Name of the facility; everything that is made bears it."
+  type        = string
+  default     = "storage"
+}
+
+variable "nodes" {
+  description = "The hosts by name: see the module cluster-layout."
+  type        = any
+}
+
+variable "flavors" {
+  description = "Flavours that may be used, with their memory in GiB."
+  type        = map(number)
+}
+
+variable "image" {
+  description = "Id of the Debian 12 image."
+  type        = string
+}
+
+variable "ssh_keys" {
+  description = "Public keys of those who run Ansible."
+  type        = list(string)
+}
+
+variable "operator_cidrs" {
+  description = "Networks that may reach ssh."
+  type        = set(string)
+
+  validation {
+    condition     = !contains(var.operator_cidrs, "0.0.0.0/0")
+    error_message = "ssh is not opened to everybody. Write the networks of the operators, e.g. [\"198.51.100.0/24\"]."
+  }
+}
+
+variable "client_cidrs" {
+  description = "Networks that may reach the balancers."
+  type        = set(string)
+}
+
+variable "zones" {
+  description = "Availability zones that may be used."
+  type        = set(string)
+  default     = ["eu-de-01", "eu-de-02", "eu-de-03"]
+}
+
+variable "auth_url" {
+  description = "Identity service of the region."
+  type        = string
+}
+
+variable "dns_servers" {
+  description = "Name servers of the subnet that is made."
+  type        = list(string)
+}
+
+variable "network" {
+  description = "Ids of the Neutron network and subnet that are there already; null: they are made."
+  type        = object({ id = string, subnet_id = string })
+  default     = null
+}
+
+variable "cidr" {
+  description = "Range of the subnet that is made."
+  type        = string
+  default     = "10.42.0.0/24"
+}

@@ -1,0 +1,46 @@
+resource "aws_instance" "this" {
+  ami                    = var.image
+  instance_type          = var.node.flavor
+  availability_zone      = var.node.zone
+  subnet_id              = var.subnet_id
+  private_ip             = var.node.address
+  vpc_security_group_ids = var.security_group_ids
+  key_name               = var.key_name
+  user_data_base64       = base64gzip(var.user_data)
+  tags                   = { Name = var.node.name, Roles = join(",", var.node.roles) }
+
+  metadata_options {
+    http_tokens = "required"
+  }
+  root_block_device {
+    volume_type = "gp3"
+    volume_size = 30
+    encrypted   = true
+  }
+
+  lifecycle {
+    # A newer image or another first-boot script never replaces a node that has data.
+    ignore_changes = [ami, user_data_base64, availability_zone, private_ip]
+  }
+}
+
+# A resource of its own: the SSD outlives an instance that is replaced.
+resource "aws_ebs_volume" "data" {
+  for_each = var.node.volumes
+
+  availability_zone = var.node.zone
+  size              = each.value.size_gib
+  type              = var.volume_type
+  encrypted         = true
+  tags              = { Name = "${var.node.name}-${each.key}", Node = var.node.name, Purpose = each.value.purpose }
+}
+
+resource "aws_volume_attachment" "data" {
+  for_each = var.node.volumes
+
+  # What the volume is called there; the disk itself is found by its id.
+  device_name                    = { ssd = "/dev/sdf", journal = "/dev/sdg" }[each.value.purpose]
+  volume_id                      = aws_ebs_volume.data[each.key].id
+  instance_id                    = aws_instance.this.id
+  stop_instance_before_detaching = true
+}

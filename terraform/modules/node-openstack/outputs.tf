@@ -1,0 +1,18 @@
+output "node" {
+  description = "The node in the shape that every environment gives to the inventory."
+  value = {
+    name    = var.node.name
+    roles   = var.node.roles
+    id      = openstack_compute_instance_v2.this.id
+    address = openstack_networking_port_v2.this.all_fixed_ips[0]
+    zone    = var.node.zone
+    tiers   = var.node.tiers
+    volumes = { for key, volume in openstack_blockstorage_volume_v3.data : key => {
+      id       = volume.id
+      purpose  = var.node.volumes[key].purpose
+      size_gib = volume.size
+      # The disk's serial is the beginning of the volume's id, whatever the order of attaching.
+      path = "/dev/disk/by-id/virtio-${substr(volume.id, 0, 20)}"
+    } }
+  }
+}
