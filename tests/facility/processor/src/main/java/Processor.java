@@ -2,8 +2,6 @@ import alluxio.AlluxioURI;
 import alluxio.client.file.FileInStream;
 import alluxio.client.file.FileOutStream;
 import alluxio.client.file.FileSystem;
-import alluxio.conf.Configuration;
-import alluxio.conf.PropertyKey;
 import alluxio.grpc.CreateFilePOptions;
 import alluxio.grpc.WritePType;
 import java.security.MessageDigest;
@@ -14,7 +12,7 @@ public final class Processor {
   public static void main(String[] arguments) throws Exception {
     AlluxioURI input = new AlluxioURI(arguments[0]);
     AlluxioURI output = new AlluxioURI(arguments[1]);
-    Configuration.set(PropertyKey.MASTER_HOSTNAME, input.getHost());
+    System.setProperty("alluxio.master.hostname", java.net.URI.create(arguments[0]).getHost());
     MessageDigest read = MessageDigest.getInstance("SHA-256");
     MessageDigest written = MessageDigest.getInstance("SHA-256");
     long size = 0;
