@@ -28,7 +28,7 @@ lint: $(VENV)/.ready-test $(VENV)/.ready-lint $(VENV)/.ready-facility ## style, 
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/yamllint --strict .
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --quiet
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint -q
 	@$(BIN)/python scripts/role_docs.py --check
 	@$(BIN)/bandit --quiet --recursive --configfile pyproject.toml admin_api
 	@scripts/audit.sh $(BIN)
