@@ -31,12 +31,14 @@ def make(facility: Facility, count: int, size: int, node: str) -> list[tuple[dic
     return made
 
 
-def settle(facility: Facility) -> None:
-    """Workers report what they read at their next heartbeat."""
+def settled(facility: Facility, least: float = 0.0) -> float:
+    """Bytes read from the under-store, once the workers' next reports are in (``least`` or more)."""
+    wait_until(lambda: facility.metric(READ_FROM_UNDERSTORE) >= least, 60, "the workers' reports")
     before = -1.0
     while (now := facility.metric(READ_FROM_UNDERSTORE)) != before:
         before = now
-        time.sleep(2)
+        time.sleep(3)
+    return now
 
 
 def test_a_working_set_larger_than_the_ram_tier_lies_on_ssd_and_is_read_from_there(
@@ -44,12 +46,11 @@ def test_a_working_set_larger_than_the_ram_tier_lies_on_ssd_and_is_read_from_the
 ) -> None:
     size, count = 32 * MIB, 24  # 768 MiB for a RAM tier of 256 MiB
     files = make(facility, count, size, "node2")
-    before = facility.metric(READ_FROM_UNDERSTORE)
+    before = settled(facility)
     tiers = used(facility)["node2"]
     for product, data in files:
         assert facility.read(facility.link(product)) == data
-    settle(facility)
-    assert facility.metric(READ_FROM_UNDERSTORE) - before == count * size
+    assert settled(facility, before + count * size) - before == count * size
     grown = {name: total - tiers[name] for name, total in used(facility)["node2"].items()}
     assert grown["MEM"] + grown["SSD"] == count * size
     assert grown["SSD"] >= 400 * MIB, grown
@@ -57,8 +58,7 @@ def test_a_working_set_larger_than_the_ram_tier_lies_on_ssd_and_is_read_from_the
     for product, data in files:
         assert facility.json("GET", f"/v1/products/{product['id']}/cache")["cached"] == 100
         assert facility.read(facility.link(product)) == data
-    settle(facility)
-    assert facility.metric(READ_FROM_UNDERSTORE) - before == count * size
+    assert settled(facility) - before == count * size
     for product, _ in files:
         facility.remove(product)
 
@@ -68,7 +68,7 @@ def test_full_tiers_let_the_oldest_go_and_go_on_caching_what_is_new(facility: Fa
     files = make(facility, count, size, "node3")
     for product, data in files:
         assert facility.read(facility.link(product)) == data
-    settle(facility)
+    settled(facility)
     cached = [
         facility.json("GET", f"/v1/products/{product['id']}/cache")["cached"]
         for product, _ in files
@@ -76,11 +76,10 @@ def test_full_tiers_let_the_oldest_go_and_go_on_caching_what_is_new(facility: Fa
     assert cached[0] < 100, "the oldest is still there, so the tiers were not full"
     assert min(cached[-15:]) == 100, cached
     assert sum(used(facility)["node3"].values()) <= 2304 * MIB
-    before = facility.metric(READ_FROM_UNDERSTORE)
+    before = settled(facility)
     for product, data in files[-15:]:
         assert facility.read(facility.link(product)) == data
-    settle(facility)
-    assert facility.metric(READ_FROM_UNDERSTORE) == before
+    assert settled(facility) == before
     for product, _ in files:
         facility.remove(product)
     wait_until(lambda: used(facility)["node3"]["SSD"] < 200 * MIB, 60, "removed blocks to go")
