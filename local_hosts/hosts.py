@@ -36,7 +36,7 @@ SUBNET = "10.89.8"
 #: What ``up`` makes when no names are given, and the last part of each address.
 DEFAULT = {"s3": 5, "control": 10, "node1": 11, "node2": 12, "node3": 13}
 #: Hosts that are made when they are named.
-KNOWN = {**DEFAULT, "node4": 14, "node5": 15}
+KNOWN = {**DEFAULT, "node4": 14, "node5": 15, "node6": 16}
 DISK_PREFIX = "storage-manager-"
 DISK_BYTES = 4 << 30
 MEMORY = {"s3": "2g"}
