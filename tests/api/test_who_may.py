@@ -31,6 +31,9 @@ ENDPOINTS = [
     ("GET", "/v1/products/{id}/files/viscal.nc", None, READ),
     ("HEAD", "/v1/products/{id}/files/viscal.nc", None, READ),
     ("GET", "/v1/products/{id}/archive", None, READ),
+    ("GET", "/v1/products/{id}/cache", None, READ),
+    ("POST", "/v1/products/{id}/cache", {"action": "warm"}, INGEST),
+    ("GET", "/v1/nodes", None, READ),
     ("PUT", "/v1/uploads/a%3Fb", b"x", INGEST),
     ("POST", "/v1/uploads", {"name": ".."}, INGEST),
     ("GET", "/v1/uploads/none", None, INGEST),
@@ -83,6 +86,7 @@ def test_products_of_other_missions_do_not_exist_for_a_restricted_token(service,
         ("GET", f"{base}/files/viscal.nc"),
         ("GET", f"{base}/archive"),
         ("POST", f"{base}/verification"),
+        ("GET", f"{base}/cache"),
     ):
         assert service.request(method, path, token=mine).status == 404
     assert service.json("GET", "/v1/products?mission=S3", token=mine)["products"] == []
