@@ -54,7 +54,7 @@ def build(found: Facility) -> None:
     print(f"\nsite.yml on fresh hosts took {time.monotonic() - begun:.0f} s", flush=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def facility() -> Iterator[Facility]:
     """The facility, built and healthy."""
     found = Facility()
