@@ -241,6 +241,7 @@ def test_a_changed_property_restarts_nodes_one_at_a_time_and_no_read_fails(
         facility.playbook("playbooks/rolling_restart.yml")
     print(f"rolling restart: {load.sentence()}")
     assert load.failures == []
+    facility.wait_ready()
     for product, _ in files:
         facility.remove(product)
 
