@@ -31,6 +31,11 @@ def make(facility: Facility, count: int, size: int, node: str) -> list[tuple[dic
     return made
 
 
+def grown(facility: Facility, tiers: dict[str, int]) -> dict[str, int]:
+    """What the tiers of node2 hold more than ``tiers``."""
+    return {name: total - tiers[name] for name, total in used(facility)["node2"].items()}
+
+
 def settled(facility: Facility, least: float = 0.0) -> float:
     """Bytes read from the under-store, once the workers' next reports are in (``least`` or more)."""
     wait_until(lambda: facility.metric(READ_FROM_UNDERSTORE) >= least, 60, "the workers' reports")
@@ -51,9 +56,9 @@ def test_a_working_set_larger_than_the_ram_tier_lies_on_ssd_and_is_read_from_the
     for product, data in files:
         assert facility.read(facility.link(product)) == data
     assert settled(facility, before + count * size) - before == count * size
-    grown = {name: total - tiers[name] for name, total in used(facility)["node2"].items()}
-    assert grown["MEM"] + grown["SSD"] == count * size
-    assert grown["SSD"] >= 400 * MIB, grown
+    # How full a worker is, it tells at its next heartbeat.
+    wait_until(lambda: sum(grown(facility, tiers).values()) == count * size, 30, "all to be cached")
+    assert grown(facility, tiers)["SSD"] >= 400 * MIB
     assert used(facility)["node2"]["MEM"] >= 150 * MIB
     for product, data in files:
         assert facility.json("GET", f"/v1/products/{product['id']}/cache")["cached"] == 100
