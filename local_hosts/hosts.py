@@ -74,6 +74,7 @@ class Hosts:
         self.lxcfs = directory / "lxcfs"
         self.pid_file = directory / "lxcfs.pid"
         self.before = directory / "machine.json"
+        self.image_name = ""
 
     # -- image -------------------------------------------------------------------------------
     def image(self) -> None:
@@ -86,13 +87,15 @@ class Hosts:
         digest = hashlib.sha256()
         for path in (HERE / "image.sh", HERE / "customize.sh", self.directory / "id.pub"):
             digest.update(path.read_bytes())
-        label = self.directory / "image"
-        known = label.read_text() if label.exists() else ""
-        if known == digest.hexdigest() and run("podman", "images", "--quiet", IMAGE):
+        # The key is in the image, so every directory has an image of its own.
+        self.image_name = f"{IMAGE}:{digest.hexdigest()[:12]}"
+        if self._exists("image", self.image_name):
             return
         print("Making the image of the hosts (a minute or two).", flush=True)
-        run(str(HERE / "image.sh"), str(self.directory))
-        label.write_text(digest.hexdigest())
+        older = run("podman", "images", "--format", "{{.Repository}}:{{.Tag}}", IMAGE).split()
+        run(str(HERE / "image.sh"), str(self.directory), self.image_name)
+        for image in older:  # one that is in use stays
+            run("podman", "rmi", image, check=False)
 
     @staticmethod
     def _install() -> None:
@@ -150,7 +153,7 @@ class Hosts:
             # A host cannot set these itself here; the roles do on real ones.
             "--sysctl", "net.ipv4.tcp_syn_retries=2",
             *volumes, "--volume", f"{self.share}:/srv/share",
-            "--device", f"{disk}:/dev/vdb", "--device", disk, IMAGE,
+            "--device", f"{disk}:/dev/vdb", "--device", disk, self.image_name,
         )  # fmt: skip
         # apt's cache_valid_time would take the image's empty lists for fresh.
         run("podman", "exec", name, "touch", "--date", "2000-01-01", "/var/lib/apt/lists")

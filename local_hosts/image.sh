@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# image.sh DIRECTORY: makes the image of the local hosts, a Debian or Ubuntu with systemd and ssh,
-# from the machine's own package sources.  Called by hosts.py.
+# image.sh DIRECTORY NAME: makes the image NAME of the local hosts, a Debian or Ubuntu with systemd
+# and ssh, from the machine's own package sources.  Called by hosts.py.
 #
 # Nothing here names a mirror: sources, proxies, pip settings and extra certificate authorities are
 # the machine's, so that roles find in the hosts what the machine itself finds.
@@ -27,5 +27,5 @@ mmdebstrap --quiet --variant=minbase --include="$packages" \
     --customize-hook="bash $here/customize.sh \"\$1\" $directory" \
     "$VERSION_CODENAME" "$directory/image.tar" "${sources[@]}"
 podman import --quiet --change 'CMD ["/sbin/init"]' --change 'STOPSIGNAL SIGRTMIN+3' \
-    --change 'ENV container=podman' "$directory/image.tar" localhost/storage-manager-host
+    --change 'ENV container=podman' "$directory/image.tar" "$2"
 rm -f "$directory/image.tar"
