@@ -4,8 +4,9 @@ set -euo pipefail
 root=$1
 directory=$2
 
-install -d -m 700 "$root/root/.ssh"
-install -m 600 "$directory/id.pub" "$root/root/.ssh/authorized_keys"
+home=$root$(chroot "$root" sh -c 'echo ~')
+install -d -m 700 "$home/.ssh"
+install -m 600 "$directory/id.pub" "$home/.ssh/authorized_keys"
 rm -f "$root"/etc/ssh/ssh_host_*
 cat > "$root/etc/systemd/system/ssh-hostkeys.service" <<'U'
 [Unit]

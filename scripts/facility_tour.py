@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.generator import make_s5p  # noqa: E402 - needs the path
-from tests.support.local_facility import NODES, Facility  # noqa: E402
+from tests.support.local_facility import NODES, Facility  # noqa: E402 - as above
 
 facility = Facility()
 HOME = facility.directory.parent
@@ -25,7 +25,7 @@ def say(text: str) -> None:
     print(f"\n# {text}", flush=True)
 
 
-def curl(arguments: str, node: str = "node1", show: int = 0) -> str:
+def curl(arguments: str, show: int = 0) -> str:
     """Show a curl command, run it, show the beginning of what it says."""
     command = f"curl -sS --cacert {HOME}/ca.crt -H @{HOME}/header {arguments}"
     print(f"$ {command}", flush=True)

@@ -150,12 +150,12 @@ def test_a_removed_object_is_neither_served_from_the_cache_nor_waited_for(
 
 
 def test_nothing_is_lost_when_the_cluster_cannot_be_told(storage: Storage) -> None:
-    deaf = storage._settings.model_copy(  # type: ignore[attr-defined] - the store of this file
+    deaf = storage._settings.model_copy(
         update={
             "nodes": [AlluxioNode(name="n", proxy="http://127.0.0.1:9", balancer="https://n:1")]
         }
     )
-    store = AlluxioStorage(deaf, storage.understore)  # type: ignore[attr-defined] - as above
+    store = AlluxioStorage(deaf, storage.understore)
     key = f"a/deaf/{time.time_ns()}"
     put_bytes(store, key, b"kept")
     assert b"".join(store.open(key)) == b"kept"
