@@ -73,6 +73,7 @@ class AlluxioNode(_Section):
     name: str
     proxy: str = Field(description="URL of its Alluxio proxy")
     balancer: str = Field(description="URL of its balancer, as clients reach it")
+    health: str = Field(description="URL that answers 200 while the balancer takes new clients")
 
 
 class AlluxioBackend(_Section):

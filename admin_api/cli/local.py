@@ -31,7 +31,7 @@ def serve(settings_file: Path | None) -> None:
     from admin_api.web.server import serve as run
 
     try:
-        run(load(settings_file))
+        run(lambda: load(settings_file))
     except StorageManagerError as error:
         raise Failure(error.detail, EXIT_FAILED) from error
 

@@ -174,7 +174,7 @@ class Cluster:
                     node.name,
                     str(worker.get("state", "")).lower() if worker else "lost",
                     self.reaches(node.proxy),
-                    self.reaches(node.balancer),
+                    self.takes_clients(node),
                     _tiers(worker or {}),
                 )
             )
@@ -191,7 +191,7 @@ class Cluster:
         """
         nodes = {node.name: node for node in self._settings.nodes}
         for name in preference(list(nodes), path):
-            if self.reaches(nodes[name].balancer):
+            if self.takes_clients(nodes[name]):
                 yield nodes[name]
 
     def reaches(self, url: str) -> bool:
@@ -210,6 +210,22 @@ class Cluster:
             reached = False
         self._reached[url] = (now, reached)
         return reached
+
+    def takes_clients(self, node: AlluxioNode) -> bool:
+        """Whether a node's balancer has a proxy to give and is not leaving; for two seconds."""
+        now = time.monotonic()
+        known = self._reached.get(node.health)
+        if known and now - known[0] < _REACHABLE_SECONDS:
+            return known[1]
+        try:
+            answer = self._pool.request(
+                "GET", node.health, redirect=False, timeout=urllib3.Timeout(connect=0.5, read=2.0)
+            )
+            takes = answer.status == _OK
+        except (urllib3.exceptions.HTTPError, OSError):
+            takes = False
+        self._reached[node.health] = (now, takes)
+        return takes
 
     def _master_info(self) -> dict[str, Any]:
         """Standby masters accept a connection and say nothing: whoever answers leads."""

@@ -41,6 +41,8 @@ _M_ARENA_MAX = -8
 _MAX_HEAD_BYTES = 64 * 1024
 _READ_HEAD_BYTES = 16 * 1024
 _END_OF_HEAD = b"\r\n\r\n"
+#: As long as the balancers wait for a request.
+_TRANSFER_SECONDS = 3600
 _TOO_LONG = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n"
     b"Content-Length: 0\r\n\r\n"
@@ -138,6 +140,11 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type
                 return
         super().finish_request(conn, fs)
 
+    def init_process(self) -> None:
+        """Run; an old process that was replaced may take as long as its transfers do."""
+        self.cfg.set("graceful_timeout", _TRANSFER_SECONDS)
+        super().init_process()
+
     def load_wsgi(self) -> None:
         """Open the facility in this process (connections survive no fork); begin housekeeping."""
         _bound_heap()
@@ -181,13 +188,26 @@ class _Dispatcher:
 class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's frame, configured from our settings and from nowhere else."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, load_settings: Callable[[], Settings]) -> None:
+        self._load_settings = load_settings
+        self.settings = load_settings()
         super().__init__()
 
+    def reload(self) -> None:
+        """Take up new settings (SIGHUP); with wrong ones, go on with those that were right."""
+        try:
+            settings = self._load_settings()
+            _check(settings)
+        except StorageManagerError as error:
+            log.error("The settings are not taken up: %s", error.detail)
+        else:
+            self.settings = settings
+            log.info("The settings are read anew.")
+        super().reload()
+
     def load_config(self) -> None:
-        server, limits = self._settings.server, self._settings.limits
-        worker = type("Worker", (PatientWorker,), {"settings": self._settings})
+        server, limits = self.settings.server, self.settings.limits
+        worker = type("Worker", (PatientWorker,), {"settings": self.settings})
         values: dict[str, Any] = {
             "bind": [
                 f"{server.host}:{server.port}",
@@ -212,13 +232,17 @@ class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no ty
             self.cfg.set(name, value)
 
     def load(self) -> Callable[..., Iterable[bytes]]:
-        return _Dispatcher(self._settings)
+        return _Dispatcher(self.settings)
 
 
-def serve(settings: Settings) -> None:
-    """Serve until a signal ends it; raises ConfigurationError before anything is opened."""
-    Authority(settings.auth)
-    open_facility(settings).catalog.close()
+def serve(load_settings: Callable[[], Settings]) -> None:
+    """Serve until a signal ends it; raises ConfigurationError before anything is opened.
+
+    SIGHUP has the settings loaded again, for new processes; the old ones finish what they do.
+    """
+    application = _Application(load_settings)
+    settings = application.settings
+    _check(settings)
     logs.configure(settings.server.log_level)
     metrics_dir = settings.state_dir / "metrics"
     shutil.rmtree(metrics_dir, ignore_errors=True)
@@ -226,7 +250,12 @@ def serve(settings: Settings) -> None:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    _Application(settings).run()
+    application.run()
+
+
+def _check(settings: Settings) -> None:
+    Authority(settings.auth)
+    open_facility(settings).catalog.close()
 
 
 def _bound_heap() -> None:

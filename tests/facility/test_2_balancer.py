@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support.local_facility import ADDRESSES, NODES, Facility
+from tests.support.local_facility import ADDRESSES, NODES, Facility, wait_until
 
 SETTLED = 60  # the balancers' leeway
 
@@ -429,3 +429,67 @@ def test_objects_of_the_bucket_outside_the_warehouse_cannot_be_reached(
     for path in ("facility/warehouse/x", "warehouse/x", "x"):
         answer = facility.request("GET", f"/api/v1/s3/{quote(path)}", token=token)
         assert answer.status in (400, 404), (path, answer.status)
+
+
+# -- limits ----------------------------------------------------------------------------------------
+def test_who_asks_too_often_is_told_when_to_ask_again_and_nobody_else_is(
+    facility: Facility, stored, token_key
+) -> None:
+    path = f"/api/v1/s3/{key_of(stored[0])}"
+    ask = {
+        subject: {"Authorization": f"Bearer {forge(token_key, {'sub': subject})}"}
+        for subject in ("greedy", "modest")
+    }
+    assert facility.request("HEAD", path, headers=ask["greedy"]).status == 200
+    # As if it had sent that many within the ten seconds.
+    facility.ssh(
+        "node1",
+        "echo 'set table subjects key greedy data.http_req_rate 30000'"
+        " | socat - UNIX-CONNECT:/run/haproxy/admin.sock",
+    )
+    answer = facility.request("GET", path, headers=ask["greedy"])
+    assert (answer.status, json.loads(answer.data)["code"]) == (429, "too_many_requests")
+    assert int(answer.headers["Retry-After"]) > 0
+    assert facility.request("HEAD", path, headers=ask["modest"]).status == 200
+    wait_until(
+        lambda: facility.request("HEAD", path, headers=ask["greedy"]).status == 200, 30, "mercy"
+    )
+
+
+def test_uploads_that_say_nothing_keep_no_proxy_busy_and_are_limited_for_each_subject(
+    facility: Facility, stored, token_key
+) -> None:
+    """More than a proxy takes at once; they say how long they are and send nothing."""
+    context = ssl.create_default_context(cafile=str(facility.ca))
+    token = forge(token_key, {"sub": "idle"})
+    head = (
+        "PUT /api/v1/s3/incoming/idle/{} HTTP/1.1\r\nHost: node1\r\n"
+        f"Authorization: Bearer {token}\r\nContent-Length: 10000000\r\n\r\n"
+    )
+    silent = []
+    try:
+        for number in range(64):
+            plain = socket.create_connection((ADDRESSES["node1"], 8443), timeout=20)
+            silent.append(context.wrap_socket(plain, server_hostname=ADDRESSES["node1"]))
+            silent[-1].sendall(head.format(number).encode())
+        path = "/api/v1/s3/incoming/idle/one-more"
+        answer = facility.request("PUT", path, token=token, body=b"1")
+        assert (answer.status, json.loads(answer.data)["code"]) == (429, "too_many_connections")
+        assert facility.read(facility.through(facility.link(stored[0]), "node1")) == stored[1]
+        stats = facility.ssh(
+            "node1", "echo 'show stat' | socat - UNIX-CONNECT:/run/haproxy/admin.sock"
+        )
+        busy = [
+            int(line.split(",")[4])
+            for line in stats.splitlines()
+            if line.split(",")[:2] in [["proxies", node] for node in NODES]
+        ]
+        assert len(busy) == len(NODES)
+        assert sum(busy) < 5, busy
+    finally:
+        for connection in silent:
+            connection.close()
+    wait_until(
+        lambda: facility.request("PUT", path, token=token, body=b"1").status == 200, 20, "room"
+    )
+    assert facility.request("DELETE", path, token=token).status in (200, 204)

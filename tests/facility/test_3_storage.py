@@ -48,8 +48,10 @@ from tests.support.servers import free_port
 def storage(facility: Facility, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
     """The facility's own store, with the proxies reached through ssh: the firewall stays shut."""
     directory = tmp_path_factory.mktemp("alluxio")
-    ports = {node: free_port() for node in NODES}
-    forwards = [f"-L127.0.0.1:{port}:{ADDRESSES[node]}:39999" for node, port in ports.items()]
+    ports = {(node, port): free_port() for node in NODES for port in (39999, 8404)}
+    forwards = [
+        f"-L127.0.0.1:{near}:{ADDRESSES[node]}:{port}" for (node, port), near in ports.items()
+    ]
     config = ["-F", str(facility.directory / "ssh_config"), "-N", "-oExitOnForwardFailure=yes"]
     tunnel = subprocess.Popen(["ssh", *config, *forwards, "control"])
     credentials = directory / "credentials"
@@ -71,13 +73,20 @@ def storage(facility: Facility, tmp_path_factory: pytest.TempPathFactory) -> Ite
         masters=["control:19998"],
         master_urls=[f"http://{ADDRESSES['control']}:19999"],
         nodes=[
-            AlluxioNode(name=node, proxy=f"http://127.0.0.1:{port}", balancer=facility.url(node))
-            for node, port in ports.items()
+            AlluxioNode(
+                name=node,
+                proxy=f"http://127.0.0.1:{ports[node, 39999]}",
+                balancer=facility.url(node),
+                health=f"http://127.0.0.1:{ports[node, 8404]}/lb-health",
+            )
+            for node in NODES
         ],
         link_key_file=key_file,
     )
     store = AlluxioStorage(settings, S3Storage(understore))
-    wait_until(lambda: store.cluster.reaches(f"http://127.0.0.1:{ports['node1']}"), 10, "ssh")
+    wait_until(
+        lambda: store.cluster.reaches(f"http://127.0.0.1:{ports['node1', 39999]}"), 10, "ssh"
+    )
     sweep(store)
     try:
         yield store
@@ -150,11 +159,9 @@ def test_a_removed_object_is_neither_served_from_the_cache_nor_waited_for(
 
 
 def test_nothing_is_lost_when_the_cluster_cannot_be_told(storage: Storage) -> None:
-    deaf = storage._settings.model_copy(
-        update={
-            "nodes": [AlluxioNode(name="n", proxy="http://127.0.0.1:9", balancer="https://n:1")]
-        }
-    )
+    nowhere = "http://127.0.0.1:9"
+    node = AlluxioNode(name="n", proxy=nowhere, balancer=nowhere, health=nowhere)
+    deaf = storage._settings.model_copy(update={"nodes": [node]})
     store = AlluxioStorage(deaf, storage.understore)
     key = f"a/deaf/{time.time_ns()}"
     put_bytes(store, key, b"kept")

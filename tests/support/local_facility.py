@@ -250,8 +250,8 @@ class Load:
     requests: int = 0
     #: (seconds since the beginning, what went wrong)
     failures: list[tuple[float, str]] = field(default_factory=list)
-    #: Requests that succeeded only when they were tried again.
-    retried: int = 0
+    #: What went wrong at the first try of those that succeeded at a later one.
+    first_problems: list[tuple[float, str]] = field(default_factory=list)
     slowest: float = 0.0
     done: list[float] = field(default_factory=list)
 
@@ -263,7 +263,7 @@ class Load:
 
     def sentence(self) -> str:
         return (
-            f"{self.requests} reads, {len(self.failures)} failed, {self.retried} only succeeded "
+            f"{self.requests} reads, {len(self.failures)} failed, {len(self.first_problems)} only succeeded "
             f"at another try, longest gap {self.longest_gap:.1f} s, slowest {self.slowest:.1f} s"
         )
 
@@ -306,10 +306,12 @@ def reading(
             turn += 1
             before = time.monotonic()
             problem: str | None = "not tried"
+            first: tuple[float, str] | None = None
             for attempt in range(tries):
                 problem = once(product, data, nodes[(turn + attempt) % len(nodes)])
                 if problem is None or "WRONG" in problem:
                     break
+                first = first or (time.monotonic() - begun, problem)
                 time.sleep(0.3 * (attempt + 1))
             now = time.monotonic()
             with lock:
@@ -318,8 +320,8 @@ def reading(
                 load.done.append(now)
                 if problem is not None:
                     load.failures.append((now - begun, problem))
-                elif attempt:
-                    load.retried += 1
+                elif first:
+                    load.first_problems.append(first)
 
     workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
     for worker in workers:
