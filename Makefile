@@ -6,9 +6,12 @@ BIN    := $(VENV)/bin
 TESTS  ?= tests
 KEEP   ?=
 DATA   ?=
+ENVIRONMENT ?= terraform/environments/local
+REMOVE  ?=
+REPLACE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint bench bench-facility requirements clean control docs facility facility-hosts facility-down facility-status
+.PHONY: help demo test test-fast lint bench bench-facility requirements clean control docs plan-check facility facility-hosts facility-down facility-status
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,13 +33,18 @@ lint: $(VENV)/.ready-test $(VENV)/.ready-lint $(VENV)/.ready-facility ## style, 
 	@$(BIN)/yamllint --strict .
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint -q
 	@$(BIN)/python scripts/role_docs.py --check
+	@$(BIN)/python scripts/terraform_docs.py --check
 	@$(BIN)/bandit --quiet --recursive --configfile pyproject.toml admin_api
 	@scripts/audit.sh $(BIN)
 
 control: $(VENV)/.ready $(VENV)/.ready-facility ## set up a control host: Ansible, pinned
 
-docs: $(VENV)/.ready-facility ## write the roles' READMEs from their specifications
+docs: $(VENV)/.ready-facility ## write the READMEs of roles and Terraform folders from their specifications
 	@$(BIN)/python scripts/role_docs.py
+	@$(BIN)/python scripts/terraform_docs.py
+
+plan-check: ## plan check.tfplan in ENVIRONMENT; refused if more goes than REMOVE="names" and REPLACE="names"
+	@scripts/plan_check.sh "$(ENVIRONMENT)" $(addprefix --remove ,$(REMOVE)) $(addprefix --replace ,$(REPLACE))
 
 facility-hosts: $(VENV)/.ready-facility ## make the local hosts: nodes, control, S3 server (root; podman)
 	@$(BIN)/python local_hosts/hosts.py up

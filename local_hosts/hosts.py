@@ -209,7 +209,7 @@ class Hosts:
         self._until(lambda: (self.lxcfs / "proc/meminfo").exists(), "lxcfs did not start")
 
     def _write_ssh_config(self) -> None:
-        lines = [f"Host {' '.join(self._names()) or 'none'}"]
+        lines = [f"Host {' '.join([*self._names(), f'{SUBNET}.*'])}"]
         lines += [
             "    User root",
             f"    IdentityFile {self.directory}/id",

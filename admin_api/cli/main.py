@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from admin_api import __version__
-from admin_api.cli import local, operations, products
+from admin_api.cli import facility, local, operations, products
 from admin_api.cli.client import Client
 
 
@@ -59,5 +59,6 @@ for _command in (
     operations.purge,
     operations.events,
     operations.completion,
+    facility.facility,
 ):
     main.add_command(_command)

@@ -9,6 +9,8 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 from tests.generator import make_s1, make_s3, make_s5p
 from tests.support.servers import ROOT, Service
 
@@ -165,3 +167,42 @@ def test_the_catalog_is_rebuilt_from_the_records_alone(
     other.start()
     assert everything(other) == before
     assert "0 findings" in other.cli("reconcile").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nodes", "said"),
+    [
+        ([], {"node1": {}}, "Say what is to change"),
+        (["--add", "node2"], {"node1": {}}, "node2 is new: name a node that it is to be like"),
+        (["--add", "node2", "--like", "x"], {"node1": {}}, "--like x: there are only node1"),
+        (["--add", "node2", "--remove", "node2"], {"node1": {}}, "both come and go"),
+        (["--add", "node2", "--like", "node1"], None, "is not like"),
+    ],
+)
+def test_scaling_refuses_what_it_does_not_understand_before_terraform_is_asked(
+    tmp_path: Path, arguments: list[str], nodes: dict | None, said: str
+) -> None:
+    environment = tmp_path / "terraform" / "environments" / "local"
+    environment.mkdir(parents=True)
+    (tmp_path / "site.yml").touch()
+    file = environment / "nodes.auto.tfvars.json"
+    file.write_text("[]" if nodes is None else json.dumps({"nodes": nodes}))
+    command = [sys.executable, "-m", "admin_api", "facility", "scale", "--yes"]
+    done = subprocess.run(
+        [*command, "--environment", str(environment), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PATH": ""},
+    )
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads(file.read_text()) == ([] if nodes is None else {"nodes": nodes})
+
+
+def test_scaling_outside_of_a_checkout_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "admin_api", "facility", "scale", "--environment"]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert "is in no checkout" in done.stderr

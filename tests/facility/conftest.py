@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.local_facility import ROOT, Facility
+from tests.support.terraform import terraform
 
 KEEP = bool(os.environ.get("FACILITY_KEEP"))
 
@@ -40,9 +41,14 @@ def _lacking() -> str:
     return ""
 
 
+ENVIRONMENT = ROOT / "terraform/environments/local"
+
+
 def build(found: Facility) -> None:
-    """Hosts, S3 server and facility from nothing; says how long site.yml took."""
-    found.hosts("up")
+    """Hosts by Terraform, S3 server and facility from nothing; says how long site.yml took."""
+    for arguments in (("init", "-input=false"), ("apply", "-input=false", "-auto-approve")):
+        code, said = terraform(ENVIRONMENT, *arguments)
+        assert code == 0, said
     subprocess.run(
         [str(ROOT / "scripts/s3_host.sh"), os.path.dirname(sys.executable)],
         check=True,
@@ -60,12 +66,16 @@ def facility() -> Iterator[Facility]:
     found = Facility()
     if not KEEP:
         found.hosts("down")
+        for file in ENVIRONMENT.glob("*.tfstate*"):
+            file.unlink()
+        (ENVIRONMENT / "nodes.auto.tfvars.json").unlink(missing_ok=True)
         before = machine()
         build(found)
     found.wait_ready()
     yield found
     if not KEEP:
-        found.hosts("down")
+        code, said = terraform(ENVIRONMENT, "destroy", "-input=false", "-auto-approve")
+        assert code == 0, said
         assert machine() == before, "the local hosts left something on this machine"
 
 

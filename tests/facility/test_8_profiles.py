@@ -28,7 +28,7 @@ class Solo(Facility):
 
     def site(self) -> str:
         """Run ``site.yml`` for it; what it printed."""
-        return self.playbook(*self._arguments, "site.yml", inventories=())
+        return self.playbook(*self._arguments, "site.yml", inventory="")
 
     @property
     def ca(self) -> Path:

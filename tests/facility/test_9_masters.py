@@ -64,7 +64,7 @@ def trio(facility: Facility) -> Iterator[Trio]:
         "ansible_ssh_common_args": f"-F {facility.directory}/ssh_config",
     }
     found = Trio(facility.directory)
-    found.playbook("-i", str(inventory), "-e", json.dumps(variables), "site.yml", inventories=())
+    found.playbook("-i", str(inventory), "-e", json.dumps(variables), "site.yml", inventory="")
     yield found
     facility.hosts("down", *TRIO)
 

@@ -64,6 +64,23 @@ class Facility:
             stdout=subprocess.DEVNULL,
         )
 
+    def hosts_that_stand(self) -> list[str]:
+        done = subprocess.run(
+            [
+                "podman",
+                "ps",
+                "--all",
+                "--filter",
+                "network=storage-manager",
+                "--format",
+                "{{.Names}}",
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout.split()
+
     def power_off(self, host: str) -> None:
         """As if the plug was pulled."""
         subprocess.run(["podman", "kill", host], check=True, capture_output=True)
@@ -71,13 +88,13 @@ class Facility:
     def power_on(self, host: str) -> None:
         subprocess.run(["podman", "start", host], check=True, capture_output=True)
 
-    def playbook(
-        self, *arguments: str, check: bool = True, inventories: tuple[str, ...] = ("local",)
-    ) -> str:
-        """Run ``ansible-playbook`` with the local inventory; what it printed."""
+    def playbook(self, *arguments: str, check: bool = True, inventory: str = "local") -> str:
+        """Run ``ansible-playbook`` with the local inventory; what it printed.
+
+        Without any inventory if it is empty.
+        """
         command = [str(Path(sys.executable).parent / "ansible-playbook")]
-        for inventory in inventories:
-            command += ["-i", f"inventory/{inventory}"]
+        command += ["-i", f"inventory/{inventory}"] if inventory else []
         done = subprocess.run(
             [*command, *arguments],
             capture_output=True,
@@ -290,9 +307,8 @@ def reading(
         try:
             path = f"/v1/products/{product['id']}/files/{quote(product['files'][0]['path'])}"
             answer = facility.request("GET", path, node=node, token=token)
-            if answer.status != 307:
-                return f"link: {answer.status}"
-            answer = facility.request("GET", answer.headers["Location"])
+            if answer.status == 307:
+                answer = facility.request("GET", answer.headers["Location"])
             if answer.status != 200:
                 return f"read: {answer.status} {answer.data[:200]!r}"
             return None if answer.data == data else f"WRONG BYTES ({len(answer.data)})"

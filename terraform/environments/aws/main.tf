@@ -19,6 +19,12 @@ resource "aws_key_pair" "operator" {
   public_key = var.ssh_keys[0]
 }
 
+# Never two on one machine; at most seven for each zone (Amazon's limit of spread groups).
+resource "aws_placement_group" "apart" {
+  name     = "${var.name}-apart"
+  strategy = "spread"
+}
+
 module "node" {
   source   = "../../modules/node-aws"
   for_each = module.layout.nodes
@@ -29,4 +35,5 @@ module "node" {
   image              = var.image
   subnet_id          = aws_subnet.this[each.value.zone].id
   security_group_ids = [aws_security_group.node.id]
+  placement_group    = aws_placement_group.apart.name
 }

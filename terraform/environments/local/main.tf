@@ -1,6 +1,7 @@
 locals {
   top       = abspath("${path.module}/../../..")
   directory = "${local.top}/.facility/hosts"
+  # Known to every host's /etc/hosts, and to local_hosts/hosts.py.
   addresses = {
     control = "10.89.8.10"
     node1   = "10.89.8.11"
@@ -8,6 +9,7 @@ locals {
     node3   = "10.89.8.13"
     node4   = "10.89.8.14"
     node5   = "10.89.8.15"
+    node6   = "10.89.8.16"
   }
 }
 
@@ -16,10 +18,13 @@ module "layout" {
 
   flavors = { host = 32 }
   zones   = ["local"]
-  nodes = merge(
-    { control = { roles = ["master", "admin", "monitoring"], flavor = "host", zone = "local", address = local.addresses.control } },
-    { for name in var.workers : name => { flavor = "host", zone = "local", address = local.addresses[name], ssd_gib = 20 } },
-  )
+  nodes = { for name, node in var.nodes : name => {
+    roles   = node.roles
+    flavor  = "host"
+    zone    = "local"
+    address = coalesce(node.address, lookup(local.addresses, name, null))
+    ssd_gib = 20
+  } }
 }
 
 # The S3 server that stands for the facility's bucket is a host like the others, but no node.

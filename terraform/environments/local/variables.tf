@@ -1,10 +1,18 @@
-variable "workers" {
-  description = "Names of the cluster nodes; node1 to node5 are known to the local inventory."
-  type        = set(string)
-  default     = ["node1", "node2", "node3"]
+variable "nodes" {
+  description = "The hosts by name, with their roles; an address where the name is none of the known ones."
+  type = map(object({
+    roles   = optional(set(string), ["worker"])
+    address = optional(string)
+  }))
+  default = {
+    control = { roles = ["master", "admin", "monitoring"] }
+    node1   = {}
+    node2   = {}
+    node3   = {}
+  }
 
   validation {
-    condition     = length(var.workers) > 0 && alltrue([for name in var.workers : contains(["node1", "node2", "node3", "node4", "node5"], name)])
-    error_message = "Write at least one of node1, node2, node3, node4, node5."
+    condition     = alltrue([for name, node in var.nodes : node.address != null || contains(keys(local.addresses), name)])
+    error_message = "These nodes need an address: ${join(", ", [for name, node in var.nodes : name if node.address == null && !contains(keys(local.addresses), name)])}. Write e.g. { address = \"10.89.8.20\" }, or take one of the names ${join(", ", keys(local.addresses))}."
   }
 }

@@ -6,7 +6,15 @@ variable "name" {
 
 variable "nodes" {
   description = "The hosts by name: see the module cluster-layout."
-  type        = any
+  type = map(object({
+    roles       = optional(set(string), ["worker"])
+    flavor      = string
+    zone        = string
+    address     = optional(string)
+    ssd_gib     = optional(number, 250)
+    mem_gib     = optional(number, 4)
+    journal_gib = optional(number, 0)
+  }))
 }
 
 variable "flavors" {

@@ -6,6 +6,7 @@ resource "aws_instance" "this" {
   private_ip             = var.node.address
   vpc_security_group_ids = var.security_group_ids
   key_name               = var.key_name
+  placement_group        = var.placement_group
   user_data_base64       = base64gzip(var.user_data)
   tags                   = { Name = var.node.name, Roles = join(",", var.node.roles) }
 

@@ -41,3 +41,8 @@ variable "volume_type" {
   type        = string
   default     = "gp3"
 }
+
+variable "placement_group" {
+  description = "Placement group that keeps the nodes on different machines."
+  type        = string
+}

@@ -3,7 +3,7 @@ locals {
   # A host that was made and runs no more gets another generation, which replaces it.
   alive_file = try(trimspace(file("${var.directory}/alive/${var.node.name}")), "")
   generation = try(tonumber(trimspace(file("${var.directory}/alive/${var.node.name}.generation"))), 0)
-  lost       = local.alive_file != "" && !fileexists(local.alive_file)
+  lost       = local.alive_file == "" ? false : !fileexists(local.alive_file)
 }
 
 # A resource of its own: the SSD outlives a host that is replaced.

@@ -1,0 +1,253 @@
+"""Commands for the operator of the facility's machines: scale.
+
+A thin hand on Terraform and Ansible, run from a checkout of the project: plan, guard, ask, apply,
+``site.yml``, wait for health.  Each step can also be done by hand (docs/operations.md).  Terraform
+is driven by its own command line: a saved plan as JSON, applied as saved, is dependable, and its
+progress and an interrupt reach the terminal as they are (docs/adr/15).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess  # nosec B404
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from admin_api.cli.client import EXIT_FAILED, Client, Failure
+from admin_api.cli.output import emit
+
+NODES_FILE = "nodes.auto.tfvars.json"
+
+
+@click.group()
+def facility() -> None:
+    """The machines of the facility; needs a checkout of the project, Terraform and Ansible."""
+
+
+@facility.command()
+@click.option(
+    "--environment",
+    required=True,
+    envvar="TERRAFORM_ENVIRONMENT",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of the Terraform environment.",
+)
+@click.option(
+    "--inventory",
+    "inventories",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Ansible inventory with the facility's variables, besides the one Terraform gives.",
+)
+@click.option("--add", multiple=True, metavar="NAME", help="Node that comes; may be repeated.")
+@click.option("--like", metavar="NAME", help="Node whose entry a new one copies.")
+@click.option("--remove", multiple=True, metavar="NAME", help="Node that goes; may be repeated.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def scale(
+    client: Client,
+    environment: Path,
+    inventories: tuple[Path, ...],
+    add: tuple[str, ...],
+    like: str | None,
+    remove: tuple[str, ...],
+    yes: bool,
+) -> None:
+    """Add nodes to the cluster, or take nodes out of it.
+
+    Shows the plan and refuses one that touches anything else; asks; makes the machines; runs
+    site.yml and waits until all is well.  What was interrupted goes on when it is run again.
+    """
+    ground = _Ground(environment.resolve(), inventories, client.as_json)
+    before = ground.nodes()
+    wanted = _wanted(before, add, like, remove, ground)
+    plan = ground.environment / "scale.tfplan"
+    try:
+        changes = ground.plan(wanted, plan, remove)
+        if not yes:
+            click.confirm("Do this?", abort=True, err=True)
+        for name in remove:
+            ground.leave(name)
+        ground.write(wanted)
+        if changes:
+            ground.terraform("apply", "-input=false", plan.name)
+    finally:
+        plan.unlink(missing_ok=True)
+    ground.playbook("site.yml")
+    ground.wait_healthy()
+    text = "; ".join(f"{step}: {seconds:.0f} s" for step, seconds in ground.seconds.items())
+    result = {"added": list(add), "removed": list(remove), "seconds": ground.seconds}
+    emit(client.as_json, result, f"The facility has {len(wanted)} hosts. {text}")
+
+
+def _wanted(
+    before: dict[str, Any],
+    add: tuple[str, ...],
+    like: str | None,
+    remove: tuple[str, ...],
+    ground: _Ground,
+) -> dict[str, Any]:
+    """The nodes as they are to be; naming one again that an interrupted run wrote down is fine."""
+    if not add and not remove:
+        raise Failure("Say what is to change: --add NAME or --remove NAME.", EXIT_FAILED)
+    for name in set(add) & set(remove):
+        raise Failure(f"{name} cannot both come and go.", EXIT_FAILED)
+    nodes = copy.deepcopy(before)
+    for name in add:
+        if name in nodes:
+            continue
+        if like is None:
+            raise Failure(
+                f"{name} is new: name a node that it is to be like (--like NAME, one of"
+                f" {', '.join(before)}), or write it into {ground.file} yourself.",
+                EXIT_FAILED,
+            )
+        if like not in before:
+            raise Failure(f"--like {like}: there are only {', '.join(before)}.", EXIT_FAILED)
+        nodes[name] = {key: item for key, item in before[like].items() if key != "address"}
+    for name in remove:
+        if name not in nodes and name not in ground.standing():
+            raise Failure(f"--remove {name}: there are only {', '.join(before)}.", EXIT_FAILED)
+        nodes.pop(name, None)
+    return nodes
+
+
+class _Ground:
+    """One Terraform environment and what Ansible needs besides it."""
+
+    def __init__(self, environment: Path, inventories: tuple[Path, ...], as_json: bool) -> None:
+        self.environment = environment
+        self.file = environment / NODES_FILE
+        self.seconds: dict[str, float] = {}
+        self._top = next(
+            (folder for folder in environment.parents if (folder / "site.yml").is_file()), None
+        )
+        self._inventories = [path.resolve() for path in inventories]
+        # Machines read standard output: what the tools say goes to the other one.
+        self._output = sys.stderr if as_json else None
+        if self._top is None:
+            raise Failure(
+                f"{environment} is in no checkout of the storage manager (no site.yml above it).",
+                EXIT_FAILED,
+            )
+
+    def nodes(self) -> dict[str, Any]:
+        """The variable ``nodes`` as it is now."""
+        if self.file.exists():
+            try:
+                return dict(json.loads(self.file.read_text())["nodes"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise Failure(
+                    f'{self.file} is not like {{"nodes": {{...}}}}: {error}', EXIT_FAILED
+                ) from error
+        self._run(["terraform", "init", "-input=false"], "terraform init", quiet=True)
+        said = self._run(
+            ["terraform", "console"], "terraform console", quiet=True, given="jsonencode(var.nodes)"
+        )
+        try:
+            return {
+                name: {key: item for key, item in node.items() if item is not None}
+                for name, node in json.loads(json.loads(said)).items()
+            }
+        except (ValueError, AttributeError) as error:
+            raise Failure(
+                f"The nodes of the environment are not known. Write them into {self.file}.",
+                EXIT_FAILED,
+            ) from error
+
+    def standing(self) -> list[str]:
+        """Names of the nodes that Terraform has made."""
+        said = self._run(["terraform", "output", "-json"], "terraform output", quiet=True)
+        return list(json.loads(said).get("nodes", {}).get("value", {}))
+
+    def plan(self, wanted: dict[str, Any], plan: Path, remove: tuple[str, ...]) -> bool:
+        """Plan, show, and let the guard look at it; whether there is anything to do."""
+        self._run(["terraform", "init", "-input=false"], "terraform init", quiet=True)
+        nodes = f"nodes={json.dumps(wanted)}"
+        self.terraform("plan", "-input=false", f"-out={plan.name}", "-var", nodes)
+        described = self._run(
+            ["terraform", "show", "-json", plan.name], "terraform show", quiet=True
+        )
+        guard = [sys.executable, str(self._top / "terraform" / "plan_check.py")]  # type: ignore[operator]
+        for name in remove:
+            guard += ["--remove", name]
+        self._run(guard, "the guard", given=described)
+        found = json.loads(described)
+        changes = [item["change"]["actions"] for item in found.get("resource_changes", [])]
+        changes += [item["actions"] for item in found.get("output_changes", {}).values()]
+        return any(actions not in (["no-op"], ["read"]) for actions in changes)
+
+    def leave(self, name: str) -> None:
+        """Have a node leave the cluster, unless an interrupted run has destroyed it already."""
+        if name in self.standing():
+            self.playbook("playbooks/remove_node.yml", "-e", f"node={name}", "-e", "confirm=yes")
+
+    def write(self, wanted: dict[str, Any]) -> None:
+        """Keep what was decided before it is done, so that an interrupted run can go on."""
+        temporary = self.file.with_suffix(".new")
+        temporary.write_text(json.dumps({"nodes": wanted}, indent=2, sort_keys=True) + "\n")
+        temporary.replace(self.file)
+
+    def terraform(self, *arguments: str) -> None:
+        """Run Terraform in the environment."""
+        self._run(["terraform", *arguments], f"terraform {arguments[0]}")
+
+    def playbook(self, playbook: str, *arguments: str) -> None:
+        """Run a playbook over what Terraform has made."""
+        command = ["ansible-playbook", "-i", "inventory/terraform.py"]
+        for inventory in self._inventories:
+            command += ["-i", str(inventory)]
+        self._run([*command, playbook, *arguments], playbook, folder=self._top)
+
+    def wait_healthy(self) -> None:
+        """Until all is well; a node that has just come may need a moment."""
+        for _ in range(5):
+            try:
+                self.playbook("playbooks/health.yml")
+                return
+            except Failure:
+                time.sleep(5)
+        self.playbook("playbooks/health.yml")
+
+    def _run(
+        self,
+        command: list[str],
+        what: str,
+        *,
+        given: str | None = None,
+        quiet: bool = False,
+        folder: Path | None = None,
+    ) -> str:
+        begun = time.monotonic()
+        try:
+            process = subprocess.Popen(  # noqa: S603  # nosec B603  # the operator's own tools
+                command,
+                cwd=folder or self.environment,
+                env={**os.environ, "TERRAFORM_ENVIRONMENT": str(self.environment)},
+                stdin=None if given is None else subprocess.PIPE,
+                stdout=subprocess.PIPE if quiet else self._output,
+                stderr=subprocess.PIPE if quiet else None,
+                text=True,
+            )
+        except FileNotFoundError as error:
+            raise Failure(f"{command[0]} is not installed.", EXIT_FAILED) from error
+        try:
+            said, complaint = process.communicate(given)
+        except KeyboardInterrupt:
+            # It was told, too; Terraform writes down what it has made before it ends.
+            process.wait()
+            raise
+        if not quiet:
+            self.seconds[what] = round(time.monotonic() - begun, 1)
+        if process.returncode != 0:
+            reason = f": {complaint.strip()[-2000:]}" if quiet else "; see above"
+            raise Failure(
+                f"{what} failed{reason}. Run the same command again when it is mended.", EXIT_FAILED
+            )
+        return said or ""

