@@ -348,6 +348,16 @@ def test_a_mistake_is_told_with_what_to_write_instead_before_the_cloud_is_asked(
         assert part in said, said[-2000:]
 
 
+def test_a_name_that_is_written_twice_is_refused_with_its_place(tmp_path: Path) -> None:
+    environment = Environment("openstack", tmp_path, {})
+    node = '{"flavor": "large", "zone": "nova"}'
+    (environment.folder / "nodes.auto.tfvars.json").write_text(
+        f'{{"nodes": {{"node1": {node}, "node1": {node}}}}}'
+    )
+    said = " ".join(environment.run("plan", "-input=false", "-no-color", ok=False).split())
+    assert 'An attribute named "node1" was already defined at nodes.auto.tfvars.json:1' in said
+
+
 def test_ssh_is_not_opened_to_everybody(tmp_path: Path) -> None:
     for cloud in CLOUDS:
         environment = Environment(cloud, tmp_path / cloud, {"operator_cidrs": ["0.0.0.0/0"]})
