@@ -282,6 +282,7 @@ class Load:
         return (
             f"{self.requests} reads, {len(self.failures)} failed, {len(self.first_problems)} only succeeded "
             f"at another try, longest gap {self.longest_gap:.1f} s, slowest {self.slowest:.1f} s"
+            + "".join(f"\n  {when:.1f} s: {what}" for when, what in self.failures[:10])
         )
 
 
