@@ -1,4 +1,4 @@
-"""Commands for the operator of the facility's machines: scale.
+"""Commands for the operator of the facility's machines: scale, replace.
 
 A thin hand on Terraform and Ansible, run from a checkout of the project: plan, guard, ask, apply,
 ``site.yml``, wait for health.  Each step can also be done by hand (docs/operations.md).  Terraform
@@ -23,6 +23,13 @@ from admin_api.cli.client import EXIT_FAILED, Client, Failure
 from admin_api.cli.output import emit
 
 NODES_FILE = "nodes.auto.tfvars.json"
+#: How the addresses of machines end, in every environment.
+_MACHINES = (
+    ".aws_instance.this",
+    ".openstack_compute_instance_v2.this",
+    ".opentelekomcloud_compute_instance_v2.this",
+    ".terraform_data.host",
+)
 
 
 @click.group()
@@ -30,25 +37,30 @@ def facility() -> None:
     """The machines of the facility; needs a checkout of the project, Terraform and Ansible."""
 
 
-@facility.command()
-@click.option(
+environment_option = click.option(
     "--environment",
     required=True,
     envvar="TERRAFORM_ENVIRONMENT",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of the Terraform environment.",
 )
-@click.option(
+inventory_option = click.option(
     "--inventory",
     "inventories",
     multiple=True,
     type=click.Path(exists=True, path_type=Path),
     help="Ansible inventory with the facility's variables, besides the one Terraform gives.",
 )
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+@facility.command()
+@environment_option
+@inventory_option
 @click.option("--add", multiple=True, metavar="NAME", help="Node that comes; may be repeated.")
 @click.option("--like", metavar="NAME", help="Node whose entry a new one copies.")
 @click.option("--remove", multiple=True, metavar="NAME", help="Node that goes; may be repeated.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @click.pass_obj
 def scale(
     client: Client,
@@ -65,25 +77,36 @@ def scale(
     site.yml and waits until all is well.  What was interrupted goes on when it is run again.
     """
     ground = _Ground(environment.resolve(), inventories, client.as_json)
-    before = ground.nodes()
-    wanted = _wanted(before, add, like, remove, ground)
-    plan = ground.environment / "scale.tfplan"
-    try:
-        changes = ground.plan(wanted, plan, remove)
-        if not yes:
-            click.confirm("Do this?", abort=True, err=True)
-        for name in remove:
-            ground.leave(name)
-        ground.write(wanted)
-        if changes:
-            ground.terraform("apply", "-input=false", plan.name)
-    finally:
-        plan.unlink(missing_ok=True)
-    ground.playbook("site.yml")
-    ground.wait_healthy()
+    wanted = _wanted(ground.nodes(), add, like, remove, ground)
+    ground.carry_out(wanted, removed=remove, yes=yes)
+    _done(client, ground, wanted, {"added": list(add), "removed": list(remove)})
+
+
+@facility.command()
+@environment_option
+@inventory_option
+@click.argument("name")
+@yes_option
+@click.pass_obj
+def replace(
+    client: Client, environment: Path, inventories: tuple[Path, ...], name: str, yes: bool
+) -> None:
+    """Give a node that died, or is to be new, another machine; its data volumes stay.
+
+    It leaves the cluster first, if it lives.  Otherwise as `scale`.
+    """
+    ground = _Ground(environment.resolve(), inventories, client.as_json)
+    wanted = ground.nodes()
+    if name not in wanted:
+        raise Failure(f"{name} is no node: there are {', '.join(wanted)}.", EXIT_FAILED)
+    ground.carry_out(wanted, replaced=(name,), yes=yes)
+    _done(client, ground, wanted, {"replaced": [name]})
+
+
+def _done(client: Client, ground: _Ground, nodes: dict[str, Any], what: dict[str, Any]) -> None:
     text = "; ".join(f"{step}: {seconds:.0f} s" for step, seconds in ground.seconds.items())
-    result = {"added": list(add), "removed": list(remove), "seconds": ground.seconds}
-    emit(client.as_json, result, f"The facility has {len(wanted)} hosts. {text}")
+    result = {**what, "seconds": ground.seconds}
+    emit(client.as_json, result, f"The facility has {len(nodes)} hosts. {text}")
 
 
 def _wanted(
@@ -166,54 +189,98 @@ class _Ground:
         said = self._run(["terraform", "output", "-json"], "terraform output", quiet=True)
         return list(json.loads(said).get("nodes", {}).get("value", {}))
 
-    def plan(self, wanted: dict[str, Any], plan: Path, remove: tuple[str, ...]) -> bool:
+    def carry_out(
+        self,
+        wanted: dict[str, Any],
+        *,
+        removed: tuple[str, ...] = (),
+        replaced: tuple[str, ...] = (),
+        yes: bool,
+    ) -> None:
+        """Make the facility have these nodes; ask before anything is touched."""
+        plan = self.environment / "scale.tfplan"
+        try:
+            changes = self._plan(wanted, plan, removed, replaced)
+            if not yes:
+                click.confirm("Do this?", abort=True, err=True)
+            for name in (*removed, *replaced):
+                self._leave(name)
+            self._write(wanted)
+            if changes:
+                self._terraform("apply", "-input=false", plan.name)
+        finally:
+            plan.unlink(missing_ok=True)
+        self._playbook("site.yml")
+        self._wait_healthy()
+
+    def _plan(
+        self,
+        wanted: dict[str, Any],
+        plan: Path,
+        removed: tuple[str, ...],
+        replaced: tuple[str, ...],
+    ) -> bool:
         """Plan, show, and let the guard look at it; whether there is anything to do."""
         self._run(["terraform", "init", "-input=false"], "terraform init", quiet=True)
-        nodes = f"nodes={json.dumps(wanted)}"
-        self.terraform("plan", "-input=false", f"-out={plan.name}", "-var", nodes)
+        options = ["-input=false", f"-out={plan.name}", "-var", f"nodes={json.dumps(wanted)}"]
+        for name in replaced:
+            options += [f"-replace={address}" for address in self._machines(name)]
+        self._terraform("plan", *options)
         described = self._run(
             ["terraform", "show", "-json", plan.name], "terraform show", quiet=True
         )
         guard = [sys.executable, str(self._top / "terraform" / "plan_check.py")]  # type: ignore[operator]
-        for name in remove:
+        for name in removed:
             guard += ["--remove", name]
+        for name in replaced:
+            guard += ["--replace", name]
         self._run(guard, "the guard", given=described)
         found = json.loads(described)
         changes = [item["change"]["actions"] for item in found.get("resource_changes", [])]
         changes += [item["actions"] for item in found.get("output_changes", {}).values()]
         return any(actions not in (["no-op"], ["read"]) for actions in changes)
 
-    def leave(self, name: str) -> None:
+    def _machines(self, name: str) -> list[str]:
+        """The address of a node's machine, without what outlives it."""
+        said = self._run(["terraform", "state", "list"], "terraform state", quiet=True)
+        beginning = f'module.node["{name}"].'
+        return [
+            address
+            for address in said.splitlines()
+            if address.startswith(beginning) and address.endswith(_MACHINES)
+        ]
+
+    def _leave(self, name: str) -> None:
         """Have a node leave the cluster, unless an interrupted run has destroyed it already."""
         if name in self.standing():
-            self.playbook("playbooks/remove_node.yml", "-e", f"node={name}", "-e", "confirm=yes")
+            self._playbook("playbooks/remove_node.yml", "-e", f"node={name}", "-e", "confirm=yes")
 
-    def write(self, wanted: dict[str, Any]) -> None:
+    def _write(self, wanted: dict[str, Any]) -> None:
         """Keep what was decided before it is done, so that an interrupted run can go on."""
         temporary = self.file.with_suffix(".new")
         temporary.write_text(json.dumps({"nodes": wanted}, indent=2, sort_keys=True) + "\n")
         temporary.replace(self.file)
 
-    def terraform(self, *arguments: str) -> None:
+    def _terraform(self, *arguments: str) -> None:
         """Run Terraform in the environment."""
         self._run(["terraform", *arguments], f"terraform {arguments[0]}")
 
-    def playbook(self, playbook: str, *arguments: str) -> None:
+    def _playbook(self, playbook: str, *arguments: str) -> None:
         """Run a playbook over what Terraform has made."""
         command = ["ansible-playbook", "-i", "inventory/terraform.py"]
         for inventory in self._inventories:
             command += ["-i", str(inventory)]
         self._run([*command, playbook, *arguments], playbook, folder=self._top)
 
-    def wait_healthy(self) -> None:
+    def _wait_healthy(self) -> None:
         """Until all is well; a node that has just come may need a moment."""
         for _ in range(5):
             try:
-                self.playbook("playbooks/health.yml")
+                self._playbook("playbooks/health.yml")
                 return
             except Failure:
                 time.sleep(5)
-        self.playbook("playbooks/health.yml")
+        self._playbook("playbooks/health.yml")
 
     def _run(
         self,
@@ -226,7 +293,8 @@ class _Ground:
     ) -> str:
         begun = time.monotonic()
         try:
-            process = subprocess.Popen(  # noqa: S603  # nosec B603  # the operator's own tools
+            # The operator's own tools, with the operator's own words.
+            process = subprocess.Popen(  # noqa: S603  # nosec B603
                 command,
                 cwd=folder or self.environment,
                 env={**os.environ, "TERRAFORM_ENVIRONMENT": str(self.environment)},

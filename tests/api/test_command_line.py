@@ -172,11 +172,20 @@ def test_the_catalog_is_rebuilt_from_the_records_alone(
 @pytest.mark.parametrize(
     ("arguments", "nodes", "said"),
     [
-        ([], {"node1": {}}, "Say what is to change"),
-        (["--add", "node2"], {"node1": {}}, "node2 is new: name a node that it is to be like"),
-        (["--add", "node2", "--like", "x"], {"node1": {}}, "--like x: there are only node1"),
-        (["--add", "node2", "--remove", "node2"], {"node1": {}}, "both come and go"),
-        (["--add", "node2", "--like", "node1"], None, "is not like"),
+        (["scale"], {"node1": {}}, "Say what is to change"),
+        (
+            ["scale", "--add", "node2"],
+            {"node1": {}},
+            "node2 is new: name a node that it is to be like",
+        ),
+        (
+            ["scale", "--add", "node2", "--like", "x"],
+            {"node1": {}},
+            "--like x: there are only node1",
+        ),
+        (["scale", "--add", "node2", "--remove", "node2"], {"node1": {}}, "both come and go"),
+        (["scale", "--add", "node2", "--like", "node1"], None, "is not like"),
+        (["replace", "node2"], {"node1": {}}, "node2 is no node: there are node1"),
     ],
 )
 def test_scaling_refuses_what_it_does_not_understand_before_terraform_is_asked(
@@ -187,9 +196,9 @@ def test_scaling_refuses_what_it_does_not_understand_before_terraform_is_asked(
     (tmp_path / "site.yml").touch()
     file = environment / "nodes.auto.tfvars.json"
     file.write_text("[]" if nodes is None else json.dumps({"nodes": nodes}))
-    command = [sys.executable, "-m", "admin_api", "facility", "scale", "--yes"]
+    command = [sys.executable, "-m", "admin_api", "facility", *arguments, "--yes"]
     done = subprocess.run(
-        [*command, "--environment", str(environment), *arguments],
+        [*command, "--environment", str(environment)],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -81,9 +81,9 @@ class Environment:
             found[name] = {**found.get(name, {}), **change}
         (self.folder / "nodes.auto.tfvars.json").write_text(json.dumps({"nodes": found}))
 
-    def plan(self) -> dict[str, Any]:
+    def plan(self, *options: str) -> dict[str, Any]:
         """The plan, kept for :meth:`apply`."""
-        self.run("plan", "-input=false", "-no-color", "-out=x.tfplan")
+        self.run("plan", "-input=false", "-no-color", "-out=x.tfplan", *options)
         code, said = terraform(self.folder, "show", "-json", "x.tfplan")
         assert code == 0, said
         return dict(json.loads(said[said.index("{") : said.rindex("}") + 1]))
@@ -182,6 +182,27 @@ def test_growing_makes_just_the_named_nodes_and_shrinking_takes_just_them(
         assert not ec2(moto).describe_vpcs(
             Filters=[{"Name": "is-default", "Values": ["false"]}]
         )["Vpcs"]  # fmt: skip
+
+
+def test_a_machine_that_is_replaced_leaves_its_volumes_and_its_neighbours_alone(
+    environment: Environment,
+) -> None:
+    machine = {
+        "aws": "aws_instance.this",
+        "openstack": "openstack_compute_instance_v2.this",
+        "otc": "opentelekomcloud_compute_instance_v2.this",
+    }[environment.cloud]
+    environment.nodes("node1", "node2")
+    environment.plan()
+    before = environment.apply()["nodes"]["value"]
+    plan = environment.plan(f'-replace=module.node["node1"].{machine}')
+    assert plan_check.refusals(plan, set(), set())
+    assert plan_check.refusals(plan, set(), {"node1"}) == []
+    after = environment.apply()["nodes"]["value"]
+    assert after["node1"]["id"] != before["node1"]["id"]
+    assert after["node1"]["volumes"] == before["node1"]["volumes"]
+    assert {**after, "node1": None} == {**before, "node1": None}
+    environment.run("destroy", "-input=false", "-auto-approve", "-no-color")
 
 
 def ec2(moto: str) -> Any:
