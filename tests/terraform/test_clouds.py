@@ -322,9 +322,38 @@ def test_every_data_volume_is_a_resource_of_its_own_and_encrypted(environment: E
     # The key of the Open Telekom Cloud is made by the same plan, so its id is not known yet.
     expected = {"aws": True, "openstack": "LUKS", "otc": None}[environment.cloud]
     assert [item.get(mark) for item in volumes] == [expected] * 3
+    if environment.cloud == "aws":
+        assert all(
+            item["root_block_device"][0]["encrypted"]
+            for item in planned(environment, "aws_instance")
+        )
     if environment.cloud == "otc":
         text = (TERRAFORM / "environments/otc/main.tf").read_text()
         assert "kms_id             = opentelekomcloud_kms_key_v1.volumes.id" in text
+
+
+def test_nodes_are_kept_on_different_machines(environment: Environment) -> None:
+    groups = planned(
+        environment,
+        "aws_placement_group",
+        "openstack_compute_servergroup_v2",
+        "opentelekomcloud_compute_servergroup_v2",
+    )
+    assert len(groups) == 1
+    assert groups[0].get("strategy", groups[0].get("policies")) in (
+        "spread",
+        ["soft-anti-affinity"],
+        ["anti-affinity"],
+    )
+    kinds = (
+        "aws_instance",
+        "openstack_compute_instance_v2",
+        "opentelekomcloud_compute_instance_v2",
+    )
+    for machine in planned(environment, *kinds):
+        # The group's id is known after it was made; that of AWS is its name.
+        named = machine.get("placement_group") == "storage-apart"
+        assert named or "scheduler_hints" in machine
 
 
 def test_a_misspelt_argument_is_noticed(environment: Environment) -> None:
