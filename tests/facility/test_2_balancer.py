@@ -482,7 +482,7 @@ def test_uploads_that_say_nothing_keep_no_proxy_busy_and_are_limited_for_each_su
         busy = [
             int(line.split(",")[4])
             for line in stats.splitlines()
-            if line.split(",")[:2] in [["proxies", node] for node in NODES]
+            if line.split(",")[:2] in [["proxies_write", node] for node in NODES]
         ]
         assert len(busy) == len(NODES)
         assert sum(busy) < 5, busy
