@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-import subprocess  # nosec B404
+import subprocess  # nosec B404 # it runs the operator's own tools
 import sys
 import time
 from pathlib import Path
@@ -76,10 +76,10 @@ def scale(
     Shows the plan and refuses one that touches anything else; asks; makes the machines; runs
     site.yml and waits until all is well.  What was interrupted goes on when it is run again.
     """
-    ground = _Ground(environment.resolve(), inventories, client.as_json)
-    wanted = _wanted(ground.nodes(), add, like, remove, ground)
-    ground.carry_out(wanted, removed=remove, yes=yes)
-    _done(client, ground, wanted, {"added": list(add), "removed": list(remove)})
+    deployment = _Deployment(environment.resolve(), inventories, client.as_json)
+    wanted = _wanted(deployment.nodes(), add, like, remove, deployment)
+    deployment.carry_out(wanted, removed=remove, yes=yes)
+    _done(client, deployment, wanted, {"added": list(add), "removed": list(remove)})
 
 
 @facility.command()
@@ -95,17 +95,19 @@ def replace(
 
     It leaves the cluster first, if it lives.  Otherwise as `scale`.
     """
-    ground = _Ground(environment.resolve(), inventories, client.as_json)
-    wanted = ground.nodes()
+    deployment = _Deployment(environment.resolve(), inventories, client.as_json)
+    wanted = deployment.nodes()
     if name not in wanted:
         raise Failure(f"{name} is no node: there are {', '.join(wanted)}.", EXIT_FAILED)
-    ground.carry_out(wanted, replaced=(name,), yes=yes)
-    _done(client, ground, wanted, {"replaced": [name]})
+    deployment.carry_out(wanted, replaced=(name,), yes=yes)
+    _done(client, deployment, wanted, {"replaced": [name]})
 
 
-def _done(client: Client, ground: _Ground, nodes: dict[str, Any], what: dict[str, Any]) -> None:
-    text = "; ".join(f"{step}: {seconds:.0f} s" for step, seconds in ground.seconds.items())
-    result = {**what, "seconds": ground.seconds}
+def _done(
+    client: Client, deployment: _Deployment, nodes: dict[str, Any], what: dict[str, Any]
+) -> None:
+    text = "; ".join(f"{step}: {seconds:.0f} s" for step, seconds in deployment.seconds.items())
+    result = {**what, "seconds": deployment.seconds}
     emit(client.as_json, result, f"The facility has {len(nodes)} hosts. {text}")
 
 
@@ -114,7 +116,7 @@ def _wanted(
     add: tuple[str, ...],
     like: str | None,
     remove: tuple[str, ...],
-    ground: _Ground,
+    deployment: _Deployment,
 ) -> dict[str, Any]:
     """The nodes as they are to be; naming one again that an interrupted run wrote down is fine."""
     if not add and not remove:
@@ -128,37 +130,37 @@ def _wanted(
         if like is None:
             raise Failure(
                 f"{name} is new: name a node that it is to be like (--like NAME, one of"
-                f" {', '.join(before)}), or write it into {ground.file} yourself.",
+                f" {', '.join(before)}), or write it into {deployment.file} yourself.",
                 EXIT_FAILED,
             )
         if like not in before:
             raise Failure(f"--like {like}: there are only {', '.join(before)}.", EXIT_FAILED)
         nodes[name] = {key: item for key, item in before[like].items() if key != "address"}
     for name in remove:
-        if name not in nodes and name not in ground.standing():
+        if name not in nodes and name not in deployment.standing():
             raise Failure(f"--remove {name}: there are only {', '.join(before)}.", EXIT_FAILED)
         nodes.pop(name, None)
     return nodes
 
 
-class _Ground:
+class _Deployment:
     """One Terraform environment and what Ansible needs besides it."""
 
     def __init__(self, environment: Path, inventories: tuple[Path, ...], as_json: bool) -> None:
         self.environment = environment
         self.file = environment / NODES_FILE
         self.seconds: dict[str, float] = {}
-        self._top = next(
-            (folder for folder in environment.parents if (folder / "site.yml").is_file()), None
-        )
         self._inventories = [path.resolve() for path in inventories]
         # Machines read standard output: what the tools say goes to the other one.
         self._output = sys.stderr if as_json else None
-        if self._top is None:
+        self._initialised = False
+        tops = [folder for folder in environment.parents if (folder / "site.yml").is_file()]
+        if not tops:
             raise Failure(
                 f"{environment} is in no checkout of the storage manager (no site.yml above it).",
                 EXIT_FAILED,
             )
+        self._top = tops[0]
 
     def nodes(self) -> dict[str, Any]:
         """The variable ``nodes`` as it is now."""
@@ -169,10 +171,7 @@ class _Ground:
                 raise Failure(
                     f'{self.file} is not like {{"nodes": {{...}}}}: {error}', EXIT_FAILED
                 ) from error
-        self._run(["terraform", "init", "-input=false"], "terraform init", quiet=True)
-        said = self._run(
-            ["terraform", "console"], "terraform console", quiet=True, given="jsonencode(var.nodes)"
-        )
+        said = self._ask("console", given="jsonencode(var.nodes)")
         try:
             return {
                 name: {key: item for key, item in node.items() if item is not None}
@@ -186,7 +185,7 @@ class _Ground:
 
     def standing(self) -> list[str]:
         """Names of the nodes that Terraform has made."""
-        said = self._run(["terraform", "output", "-json"], "terraform output", quiet=True)
+        said = self._ask("output", "-json")
         return list(json.loads(said).get("nodes", {}).get("value", {}))
 
     def carry_out(
@@ -221,15 +220,12 @@ class _Ground:
         replaced: tuple[str, ...],
     ) -> bool:
         """Plan, show, and let the guard look at it; whether there is anything to do."""
-        self._run(["terraform", "init", "-input=false"], "terraform init", quiet=True)
         options = ["-input=false", f"-out={plan.name}", "-var", f"nodes={json.dumps(wanted)}"]
         for name in replaced:
             options += [f"-replace={address}" for address in self._machines(name)]
         self._terraform("plan", *options)
-        described = self._run(
-            ["terraform", "show", "-json", plan.name], "terraform show", quiet=True
-        )
-        guard = [sys.executable, str(self._top / "terraform" / "plan_check.py")]  # type: ignore[operator]
+        described = self._ask("show", "-json", plan.name)
+        guard = [sys.executable, str(self._top / "terraform" / "plan_check.py")]
         for name in removed:
             guard += ["--remove", name]
         for name in replaced:
@@ -242,7 +238,7 @@ class _Ground:
 
     def _machines(self, name: str) -> list[str]:
         """The address of a node's machine, without what outlives it."""
-        said = self._run(["terraform", "state", "list"], "terraform state", quiet=True)
+        said = self._ask("state", "list")
         beginning = f'module.node["{name}"].'
         return [
             address
@@ -262,8 +258,20 @@ class _Ground:
         temporary.replace(self.file)
 
     def _terraform(self, *arguments: str) -> None:
-        """Run Terraform in the environment."""
+        """Run Terraform in the environment, for people to see."""
+        self._init()
         self._run(["terraform", *arguments], f"terraform {arguments[0]}")
+
+    def _ask(self, *arguments: str, given: str | None = None) -> str:
+        """What Terraform answers."""
+        self._init()
+        what = f"terraform {arguments[0]}"
+        return self._run(["terraform", *arguments], what, given=given, quiet=True)
+
+    def _init(self) -> None:
+        if not self._initialised:
+            self._run(["terraform", "init", "-input=false"], "terraform init", quiet=True)
+            self._initialised = True
 
     def _playbook(self, playbook: str, *arguments: str) -> None:
         """Run a playbook over what Terraform has made."""

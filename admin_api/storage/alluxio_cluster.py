@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -196,36 +196,29 @@ class Cluster:
 
     def reaches(self, url: str) -> bool:
         """Whether a connection to ``url`` comes about; remembered for two seconds."""
+        return self._remembered(url, _connects)
+
+    def takes_clients(self, node: AlluxioNode) -> bool:
+        """Whether a node's balancer has a proxy to give and is not leaving; for two seconds."""
+        return self._remembered(node.health, self._is_well)
+
+    def _remembered(self, url: str, ask: Callable[[str], bool]) -> bool:
         now = time.monotonic()
         known = self._reached.get(url)
         if known and now - known[0] < _REACHABLE_SECONDS:
             return known[1]
-        split = urlsplit(url)
-        try:
-            with urllib3.util.connection.create_connection(
-                (split.hostname or "", split.port or 443), timeout=0.5
-            ):
-                reached = True
-        except (OSError, urllib3.exceptions.HTTPError):
-            reached = False
-        self._reached[url] = (now, reached)
-        return reached
+        answer = ask(url)
+        self._reached[url] = (now, answer)
+        return answer
 
-    def takes_clients(self, node: AlluxioNode) -> bool:
-        """Whether a node's balancer has a proxy to give and is not leaving; for two seconds."""
-        now = time.monotonic()
-        known = self._reached.get(node.health)
-        if known and now - known[0] < _REACHABLE_SECONDS:
-            return known[1]
+    def _is_well(self, url: str) -> bool:
         try:
             answer = self._pool.request(
-                "GET", node.health, redirect=False, timeout=urllib3.Timeout(connect=0.5, read=2.0)
+                "GET", url, redirect=False, timeout=urllib3.Timeout(connect=0.5, read=2.0)
             )
-            takes = answer.status == _OK
         except (urllib3.exceptions.HTTPError, OSError):
-            takes = False
-        self._reached[node.health] = (now, takes)
-        return takes
+            return False
+        return answer.status == _OK
 
     def _master_info(self) -> dict[str, Any]:
         """Standby masters accept a connection and say nothing: whoever answers leads."""
@@ -282,6 +275,17 @@ class Cluster:
             return self._pool.request(method, url, redirect=False, **options)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Unavailable(f"{urlsplit(url).netloc} does not answer") from error
+
+
+def _connects(url: str) -> bool:
+    split = urlsplit(url)
+    try:
+        with urllib3.util.connection.create_connection(
+            (split.hostname or "", split.port or 443), timeout=0.5
+        ):
+            return True
+    except (OSError, urllib3.exceptions.HTTPError):
+        return False
 
 
 def _failure(data: bytes) -> tuple[str, str]:

@@ -11,7 +11,6 @@ Run by Terraform as ``terraform-provider-NAME`` (see :func:`install`).
 from __future__ import annotations
 
 import json
-import os
 import sys
 import uuid
 from collections.abc import Callable
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-SCHEMAS = {"aws": "aws", "openstack": "openstack", "opentelekomcloud": "opentelekomcloud"}
 SOURCES = {
     "aws": "hashicorp/aws",
     "openstack": "terraform-provider-openstack/openstack",
@@ -35,7 +33,7 @@ State = dict[str, Any]
 
 def schema(name: str) -> dict[str, Any]:
     """What ``terraform providers schema -json`` says of the resources in use."""
-    found: dict[str, Any] = json.loads((HERE / "schemas" / f"{SCHEMAS[name]}.json").read_text())
+    found: dict[str, Any] = json.loads((HERE / "schemas" / f"{name}.json").read_text())
     for kind, names in COMPUTED.items():
         for attribute in names:
             if kind in found["resource_schemas"]:
@@ -408,7 +406,3 @@ def _servicer(name: str) -> Callable[[Any], Any]:
         return {key: None if item is Unknown else item for key, item in planned.items()}
 
     return Servicer
-
-
-if __name__ == "__main__":
-    print(install(Path(os.path.abspath(sys.argv[1]))))
