@@ -93,6 +93,14 @@ class Product(Base):
     retention_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
     hold_reason: Mapped[str | None] = mapped_column(Text)
     hold_by: Mapped[str | None] = mapped_column(Text)
+    #: Drawn for this attempt and in its record: tells it from one of another history of the
+    #: catalog (restored from a backup) that has the same numbers.
+    attempt: Mapped[str] = mapped_column(Text, default="")
+    #: Number of the newest statement that is known to be in the store; behind ``number`` while a
+    #: change that the catalog has decided is not recorded yet.
+    recorded: Mapped[int] = mapped_column(default=0)
+    #: The attempt whose commit replaces this generation right now.
+    successor: Mapped[int | None] = mapped_column(BigInteger)
 
     __table_args__ = (
         UniqueConstraint("name", "generation"),
@@ -115,6 +123,7 @@ class Product(Base):
         Index("product_sensing", "state", "sensing_start"),
         Index("product_retention", "state", "retention_until"),
         Index("product_touched", "state", "touched_at"),
+        Index("product_directory", "directory"),
     )
 
 
@@ -131,6 +140,62 @@ class File(Base):
     sha256: Mapped[str] = mapped_column(Text)
     md5: Mapped[str] = mapped_column(Text)
     key: Mapped[str] = mapped_column(ByteText, unique=True)
+
+
+class Forgotten(Base):
+    """The highest generation of a name among the failed attempts whose rows are gone.
+
+    With the rows that are there it says which number comes next: none is given twice.
+    """
+
+    __tablename__ = "forgotten"
+
+    name: Mapped[str] = mapped_column(ByteText, primary_key=True)
+    generation: Mapped[int]
+
+
+class FileClaim(Base):
+    """A file of an upload session that a request is receiving right now; one request per path."""
+
+    __tablename__ = "file_claim"
+
+    product_pk: Mapped[int] = mapped_column(
+        RowId, ForeignKey("product.pk", ondelete="CASCADE"), primary_key=True
+    )
+    path: Mapped[str] = mapped_column(ByteText, primary_key=True)
+    owner: Mapped[str] = mapped_column(Text, index=True)
+    touched_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Multipart(Base):
+    """A multipart upload that we began at a bucket and have not seen ended."""
+
+    __tablename__ = "multipart"
+
+    mount: Mapped[str] = mapped_column(ByteText, primary_key=True)
+    upload_id: Mapped[str] = mapped_column(ByteText, primary_key=True)
+    #: In the namespace, the mount's path included.
+    key: Mapped[str] = mapped_column(ByteText)
+    begun_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+
+
+class Identity(Base):
+    """Who this catalog is: one row, written when the tables are made."""
+
+    __tablename__ = "identity"
+
+    catalog_id: Mapped[str] = mapped_column(ByteText, primary_key=True)
+
+
+class Store(Base):
+    """The store that the catalog expects at a mount: what its marker object says."""
+
+    __tablename__ = "store"
+
+    mount: Mapped[str] = mapped_column(ByteText, primary_key=True)
+    store_id: Mapped[str] = mapped_column(Text)
+    #: Number of the marker; a take-over writes the next one.
+    number: Mapped[int]
 
 
 class Upload(Base):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from admin_api.errors import InvalidKey
-from admin_api.storage.keys import RESERVED, check_part
+from admin_api.keys import RESERVED, check_part
 
 _TIME = r"\d{8}T\d{6}"
 

@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit
 
 from admin_api.errors import InvalidRequest, SourceDenied, SourceNotFound
+from admin_api.keys import RESERVED
 from admin_api.products.names import parse_name
 from admin_api.services import incoming
 from admin_api.services.access import Principal
 from admin_api.services.archives import split_suffix, unpack
 from admin_api.services.facility import Facility
-from admin_api.services.reception import Expected, Outcome, Reception, Wish
+from admin_api.services.reception import Reception
 from admin_api.services.sources import Found, SourceFile, Sources
-from admin_api.storage.keys import RESERVED
+from admin_api.services.wishes import Expected, Outcome, Wish
 
 Finder = Callable[[str], Found]
 

@@ -16,10 +16,10 @@ from sqlalchemy.orm import Session
 
 from admin_api.catalog import events
 from admin_api.catalog.models import File, Product, State
+from admin_api.keys import join
 from admin_api.products.records import Statement
 from admin_api.services import records
 from admin_api.services.facility import Facility
-from admin_api.storage.keys import join
 
 _BATCH = 500
 

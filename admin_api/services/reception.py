@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
@@ -43,82 +42,21 @@ from admin_api.errors import (
     StorageManagerError,
     TooLarge,
 )
+from admin_api.keys import check_key, escape, join
 from admin_api.products.digests import Digester, FileDigest, list_digest
 from admin_api.products.manifests import MAX_MANIFEST_BYTES, compare, manifest_of
 from admin_api.products.names import check_id, check_name, directory_of, parse_name
 from admin_api.products.records import Statement
 from admin_api.services import records, removal
 from admin_api.services.facility import Facility
+from admin_api.services.wishes import Expected, Level, Outcome, Policy, Result, Wish
 from admin_api.storage.base import Storage
-from admin_api.storage.keys import check_key, escape, join
 
 log = logging.getLogger(__name__)
 
 _HEARTBEAT_SECONDS = 10.0
 _COMMIT_WAIT_SECONDS = 15.0
 _RACE_ATTEMPTS = 20
-
-
-class Policy(StrEnum):
-    """What to do with a product whose name is there already."""
-
-    SKIP = "skip"
-    ERROR = "error"
-    REPLACE = "replace"
-
-
-class Level(StrEnum):
-    """How much is verified before a product exists; each level includes those before it."""
-
-    SIZE = "size"
-    DIGEST = "digest"
-    MANIFEST = "manifest"
-    READBACK = "readback"
-
-    def includes(self, other: Level) -> bool:
-        """Whether this level verifies what ``other`` does."""
-        order = list(Level)
-        return order.index(self) >= order.index(other)
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What the caller wants of an ingest."""
-
-    name: str
-    product_id: str | None = None
-    policy: Policy = Policy.SKIP
-    level: Level = Level.DIGEST
-    retention_until: datetime | None = None
-    source: str | None = None
-    #: Directory of files that are registered in place; None: the bytes are copied.
-    registered_in: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What the source or the caller says of a file; None where it says nothing."""
-
-    size: int | None = None
-    sha256: str | None = None
-    md5: str | None = None
-
-
-class Result(StrEnum):
-    """What came of an ingest."""
-
-    CREATED = "created"
-    SKIPPED = "skipped"
-    REPLACED = "replaced"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The product that now exists, and whether this ingest made it."""
-
-    product: Product
-    result: Result
-    files: list[File]
 
 
 class _SuperfluousError(Exception):

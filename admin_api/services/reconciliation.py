@@ -23,10 +23,10 @@ from sqlalchemy.orm import Session
 
 from admin_api.catalog.models import File, Product, State
 from admin_api.errors import NotFound
+from admin_api.keys import RESERVED, beneath
 from admin_api.services import records
 from admin_api.services.facility import Facility
 from admin_api.storage.base import Stat
-from admin_api.storage.keys import RESERVED, beneath
 
 _PAGE = 1000
 #: Clocks of several hosts may differ by so much.

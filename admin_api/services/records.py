@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from admin_api.catalog.models import File, Product
 from admin_api.errors import AlreadyExists
+from admin_api.keys import join
 from admin_api.products.records import (
     DIRECTORY,
     RecordedFile,
@@ -24,7 +25,6 @@ from admin_api.products.records import (
 )
 from admin_api.services.facility import Facility
 from admin_api.storage.base import put_bytes, read_bytes
-from admin_api.storage.keys import join
 
 
 def mount_path(facility: Facility, product: Product) -> str:

@@ -47,11 +47,16 @@ _TRANSLATED: tuple[_Network, ...] = tuple(
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file that a source has: its path in the product, its size in bytes if known."""
+    """A file that a source has: its path in the product, its size in bytes if known.
+
+    ``read_at(start, stop)`` gives a range (``stop`` exclusive) where the source can be read from
+    anywhere and its size is known; None where it can only be read from its beginning.
+    """
 
     path: str
     size: int | None
     open: Callable[[], Iterator[bytes]]
+    read_at: Callable[[int, int], Iterator[bytes]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +273,12 @@ def _local(root: Path, parts: tuple[str, ...], path: str, size: int) -> SourceFi
             # One byte more than was listed shows a file that grows while it is read.
             yield from confined.read_descriptor(fd, 0, size + 1, CHUNK)
 
-    return SourceFile(path, size, read)
+    def read_at(start: int, stop: int) -> Iterator[bytes]:
+        with _translated(path):
+            fd = confined.open_file(root, parts)
+            yield from confined.read_descriptor(fd, start, stop, CHUNK)
+
+    return SourceFile(path, size, read, read_at)
 
 
 def _find_in_bucket(bucket: S3Storage, key: str, uri: str) -> Found:
@@ -291,7 +301,11 @@ def _object(bucket: S3Storage, key: str, path: str, size: int) -> SourceFile:
         with _bucket_errors(key):
             yield from bucket.open(key)
 
-    return SourceFile(path, size, read)
+    def read_at(start: int, stop: int) -> Iterator[bytes]:
+        with _bucket_errors(key):
+            yield from bucket.open(key, start, stop)
+
+    return SourceFile(path, size, read, read_at)
 
 
 def _origin(uri: str) -> str:

@@ -30,19 +30,9 @@ from admin_api.services import records
 from admin_api.services.access import Principal
 from admin_api.services.facility import Facility
 from admin_api.services.ingest import receive_archive
-from admin_api.services.reception import (
-    Expected,
-    Level,
-    Outcome,
-    Policy,
-    Reception,
-    Result,
-    Wish,
-    check_digest,
-    give_up,
-    skipped,
-)
+from admin_api.services.reception import Reception, check_digest, give_up, skipped
 from admin_api.services.sources import SourceFile
+from admin_api.services.wishes import Expected, Level, Outcome, Policy, Result, Wish
 
 
 def receive(

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import BinaryIO
 
 from admin_api.errors import InvalidKey, InvalidRequest
+from admin_api.keys import beneath, check_key, join
 from admin_api.settings import (
     AlluxioBackend,
     Backend,
@@ -21,7 +22,6 @@ from admin_api.settings import (
 )
 from admin_api.storage.alluxio import AlluxioStorage
 from admin_api.storage.base import Capacity, Stat, Storage
-from admin_api.storage.keys import beneath, check_key, join
 from admin_api.storage.posix import PosixStorage
 from admin_api.storage.s3 import S3Storage
 

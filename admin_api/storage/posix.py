@@ -26,9 +26,9 @@ from admin_api.errors import (
     StorageManagerError,
     Unavailable,
 )
+from admin_api.keys import beneath, check_key
 from admin_api.storage import confined
 from admin_api.storage.base import CHUNK, Capacity, Stat
-from admin_api.storage.keys import beneath, check_key
 
 log = logging.getLogger(__name__)
 

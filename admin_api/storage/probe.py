@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from admin_api.errors import AlreadyExists, NotFound, StorageManagerError
+from admin_api.keys import join
 from admin_api.storage.base import CHUNK, Storage, put_bytes, read_bytes
-from admin_api.storage.keys import join
 
 #: More than two pages of an S3 listing.
 LISTED_KEYS = 2500

@@ -41,9 +41,9 @@ from admin_api.errors import (
     StorageManagerError,
     Unavailable,
 )
+from admin_api.keys import check_key, join
 from admin_api.settings import S3Backend
 from admin_api.storage.base import CHUNK, Capacity, Stat
-from admin_api.storage.keys import check_key, join
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -20,7 +20,7 @@ from admin_api.errors import (
     TooLarge,
 )
 from admin_api.services.pace import Pace
-from admin_api.services.reception import Expected
+from admin_api.services.wishes import Expected
 from admin_api.settings import LimitSettings
 from admin_api.storage.base import CHUNK
 

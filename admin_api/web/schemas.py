@@ -13,7 +13,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from admin_api.catalog.models import Event, File, Product, Upload
 from admin_api.services.caching import CacheVerb
 from admin_api.services.facility import Facility
-from admin_api.services.reception import Level, Policy
+from admin_api.services.wishes import Level, Policy
 
 # Times that every database can hold.
 _EARLIEST = datetime(1, 1, 2, tzinfo=UTC)

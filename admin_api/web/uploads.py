@@ -18,7 +18,7 @@ from admin_api.errors import (
 from admin_api.services import idempotency, uploads
 from admin_api.services.access import Scope
 from admin_api.services.archives import split_suffix
-from admin_api.services.reception import Wish
+from admin_api.services.wishes import Wish
 from admin_api.web import problems, schemas
 from admin_api.web.auth import closed_blueprint, facility, needs, principal
 from admin_api.web.body import Transfers, drain, expected, payload

@@ -28,7 +28,7 @@ from admin_api.services import housekeeping, listing, rebuilding, removal, uploa
 from admin_api.services.access import Principal
 from admin_api.services.facility import Facility, open_facility
 from admin_api.services.ingest import Order, ingest
-from admin_api.services.reception import Expected, Level, Policy, Wish
+from admin_api.services.wishes import Expected, Level, Policy, Wish
 from admin_api.settings import Settings
 from admin_api.storage.s3 import S3Storage
 from tests.generator import make_s1, make_s5p, write_random

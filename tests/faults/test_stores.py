@@ -12,7 +12,7 @@ import pytest
 
 from admin_api.errors import ReadbackMismatch, Unavailable
 from admin_api.services import housekeeping, listing, reconciliation, uploads
-from admin_api.services.reception import Expected, Level, Wish
+from admin_api.services.wishes import Expected, Level, Wish
 from admin_api.settings import S3Backend
 from admin_api.storage.base import put_bytes, read_bytes
 from admin_api.storage.probe import probe

@@ -16,15 +16,16 @@ from admin_api.settings import CatalogSettings
 from admin_api.web.problems import STATUSES
 
 PACKAGE = Path(errors.__file__).parent
-LAYERS = ["cli", "web", "services", "catalog", "products", "storage", "settings", "errors"]
+LAYERS = ["cli", "web", "services", "catalog", "products", "storage", "keys", "settings", "errors"]
 # What a layer may import, besides itself.
 ALLOWED = {
     "cli": {"web", "services", "settings", "errors"},
     "web": {"services", "catalog", "storage", "settings", "errors"},
-    "services": {"catalog", "products", "storage", "settings", "errors"},
+    "services": {"catalog", "products", "storage", "keys", "settings", "errors"},
     "catalog": {"settings", "errors"},
-    "products": {"storage", "errors"},
-    "storage": {"settings", "errors"},
+    "products": {"keys", "errors"},
+    "storage": {"keys", "settings", "errors"},
+    "keys": {"errors"},
     "settings": {"errors"},
     "errors": set(),
 }

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from admin_api.errors import InvalidKey, ManifestMismatch
+from admin_api.keys import check_key, check_part, escape
 from admin_api.products.digests import Digester, FileDigest, crc16, list_digest
 from admin_api.products.manifests import compare, parse_manifest
 from admin_api.products.names import check_id, check_name, directory_of, parse_name
 from admin_api.products.records import Statement, parse_records
-from admin_api.storage.keys import check_key, check_part, escape
 from tests.generator import make_s1, make_s2, make_s3
 
 S1 = "S1B_IW_GRDH_1SDV_20210401T052623_20210401T052648_026269_032297_ECC8.SAFE"

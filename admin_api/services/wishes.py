@@ -1,0 +1,74 @@
+"""What a caller wants of an ingest, and what comes of it: the words of every way in.
+
+Called by the web layer and by the services that receive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from admin_api.catalog.models import File, Product
+
+
+class Policy(StrEnum):
+    """What to do with a product whose name is there already."""
+
+    SKIP = "skip"
+    ERROR = "error"
+    REPLACE = "replace"
+
+
+class Level(StrEnum):
+    """How much is verified before a product exists; each level includes those before it."""
+
+    SIZE = "size"
+    DIGEST = "digest"
+    MANIFEST = "manifest"
+    READBACK = "readback"
+
+    def includes(self, other: Level) -> bool:
+        """Whether this level verifies what ``other`` does."""
+        order = list(Level)
+        return order.index(self) >= order.index(other)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the caller wants of an ingest."""
+
+    name: str
+    product_id: str | None = None
+    policy: Policy = Policy.SKIP
+    level: Level = Level.DIGEST
+    retention_until: datetime | None = None
+    source: str | None = None
+    #: Directory of files that are registered in place; None: the bytes are copied.
+    registered_in: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the source or the caller says of a file; None where it says nothing."""
+
+    size: int | None = None
+    sha256: str | None = None
+    md5: str | None = None
+
+
+class Result(StrEnum):
+    """What came of an ingest."""
+
+    CREATED = "created"
+    SKIPPED = "skipped"
+    REPLACED = "replaced"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The product that now exists, and whether this ingest made it."""
+
+    product: Product
+    result: Result
+    files: list[File]
