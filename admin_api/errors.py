@@ -195,6 +195,12 @@ class CatalogUnavailable(StorageManagerError):
     code = "catalog_unavailable"
 
 
+class CatalogBehind(StorageManagerError):
+    """The store knows of more than the catalog does, which is an older one."""
+
+    code = "catalog_behind"
+
+
 class ConfigurationError(StorageManagerError):
     """The settings are wrong; nothing was started."""
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
-from admin_api.catalog.models import Event, Product
+from admin_api.catalog import clock
+from admin_api.catalog.entries import EventEntry, ProductEntry
+from admin_api.catalog.models import Event
 
 #: The digest that the first event names as its predecessor's.
 ROOT = "0" * 64
@@ -35,35 +37,57 @@ class Actor:
 SYSTEM = Actor("system")
 
 
-def append(
-    session: Session, kind: str, actor: Actor, product: Product | None = None, **detail: Any
-) -> Event:
-    """Add an event to the chain, within the caller's transaction."""
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """What is to be told: the kind of event, the product it is about, and more."""
+
+    kind: str
+    product: ProductEntry | None = None
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+def append(session: Session, actor: Actor, happenings: Iterable[Happening]) -> None:
+    """Add events to the chain, within the caller's transaction."""
+    todo = list(happenings)
+    if not todo:
+        return
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text(f"SELECT pg_advisory_xact_lock({_CHAIN_LOCK})"))
     last = session.execute(
-        select(Event.number, Event.digest).order_by(Event.number.desc()).limit(1)
+        select(Event.number, Event.digest, clock.now()).order_by(Event.number.desc()).limit(1)
     ).first()
-    event = Event(
-        number=last.number + 1 if last else 1,
-        time=datetime.now(UTC),
-        kind=kind,
+    newest, previous, time = last or (0, ROOT, clock.read(session))
+    rows = []
+    for number, item in enumerate(todo, start=newest + 1):
+        row = _row(number, time, item, actor, previous)
+        previous = row["digest"]
+        rows.append(row)
+    session.execute(insert(Event), rows)
+
+
+def _row(
+    number: int, time: datetime, item: Happening, actor: Actor, previous: str
+) -> dict[str, Any]:
+    product = item.product
+    event = EventEntry(
+        number=number,
+        time=time,
+        kind=item.kind,
         subject=actor.subject,
         request_id=actor.request_id,
         product_id=product.id if product else None,
         product_name=product.name if product else None,
         mission=product.mission if product else None,
-        detail=detail,
-        previous=last.digest if last else ROOT,
+        detail=item.detail,
+        previous=previous,
         digest="",
     )
-    event.digest = seal(event)
-    session.add(event)
-    session.flush()
-    return event
+    return {
+        name: getattr(event, name) for name in EventEntry.__dataclass_fields__ if name != "digest"
+    } | {"digest": seal(event)}
 
 
-def seal(event: Event) -> str:
+def seal(event: EventEntry) -> str:
     """SHA-256 over everything the event says and the digest of its predecessor."""
     content = [
         event.number,
@@ -80,7 +104,7 @@ def seal(event: Event) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def first_broken(events: Iterable[Event], previous: str = ROOT, number: int = 0) -> int | None:
+def first_broken(events: Iterable[EventEntry], previous: str = ROOT, number: int = 0) -> int | None:
     """The number of the first event that does not follow from the one before; None if all do."""
     for event in events:
         number += 1

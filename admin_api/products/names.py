@@ -42,6 +42,8 @@ _S5P = re.compile(
 _GENERATION_SUFFIX = re.compile(r"@\d+$")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 MAX_NAME_BYTES = 240
+#: The missions whose names are known.
+MISSIONS = ("S1", "S2", "S3", "S5P")
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,8 @@ class Statement(BaseModel):
 
     version: Literal[1] = 1
     state: Literal["available", "removed", "void"]
+    #: The catalog's mark of the attempt, which tells it from others with the same numbers.
+    attempt: str | None = None
     id: str
     name: str
     generation: int

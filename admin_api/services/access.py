@@ -58,9 +58,13 @@ class Principal:
         """Whether the token allows everything (within its missions)."""
         return Scope.ADMIN in self.scopes
 
+    def has(self, scope: Scope) -> bool:
+        """Whether the token allows what ``scope`` stands for."""
+        return scope in self.scopes or self.is_admin
+
     def require(self, scope: Scope) -> None:
         """Raise Forbidden unless the token has ``scope``."""
-        if scope not in self.scopes and not self.is_admin:
+        if not self.has(scope):
             raise Forbidden(f"This needs a token with the scope {scope.value!r}.")
 
     def sees(self, mission: str | None) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from admin_api.catalog.database import Catalog
+from admin_api.services.heartbeat import Heartbeat
+from admin_api.services.reserve import Reserve
 from admin_api.settings import Settings
 from admin_api.storage.mounts import Mounts, open_storage
 
@@ -16,6 +18,8 @@ class Facility:
     settings: Settings
     storage: Mounts
     catalog: Catalog
+    heartbeat: Heartbeat
+    reserve: Reserve
 
 
 def open_facility(settings: Settings) -> Facility:
@@ -26,4 +30,5 @@ def open_facility(settings: Settings) -> Facility:
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     catalog = Catalog(settings.catalog)
     catalog.migrate()
-    return Facility(settings, open_storage(settings.storage), catalog)
+    storage = open_storage(settings.storage)
+    return Facility(settings, storage, catalog, Heartbeat(catalog), Reserve(settings))

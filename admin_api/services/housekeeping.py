@@ -11,23 +11,23 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 
-from sqlalchemy import delete, select
+from sqlalchemy import select
 
-from admin_api.catalog.events import SYSTEM
-from admin_api.catalog.models import Idempotency, Product, State, Upload
+from admin_api.catalog import clock, entries
+from admin_api.catalog.entries import ProductEntry
+from admin_api.catalog.models import Product, State, Upload
 from admin_api.errors import StorageManagerError
-from admin_api.services import idempotency, incoming, removal
+from admin_api.services import idempotency, incoming, lifecycle, uploads
 from admin_api.services.facility import Facility
-from admin_api.services.reception import give_up, settle
-from admin_api.services.uploads import expire
+from admin_api.services.lifecycle import finish, settle
 
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 1000
-_BEAT_SECONDS = 10.0
+_LONGEST_WAIT_SECONDS = 10.0
 
 
 @dataclass(slots=True)
@@ -37,6 +37,7 @@ class Cleared:
     settled: int = 0
     given_up: int = 0
     finished: int = 0
+    recorded: int = 0
     uploads: int = 0
     temporary: int = 0
     incoming: int = 0
@@ -45,20 +46,28 @@ class Cleared:
 
 def clean(facility: Facility) -> Cleared:
     """One round; raises what store and catalog raise."""
-    settings, now, cleared = facility.settings.housekeeping, datetime.now(UTC), Cleared()
+    settings, cleared = facility.settings.housekeeping, Cleared()
+    with facility.catalog.reading() as session:
+        now = clock.read(session)
     stale_commit = now - timedelta(seconds=settings.commit_grace_seconds)
     stale = now - timedelta(seconds=settings.grace_seconds)
-    for pk in _rows(facility, State.COMMITTING, stale_commit):
-        cleared.settled += _attempt(partial(settle, facility, pk), pk)
-    cleared.uploads = expire(facility)
-    for pk in _rows(facility, State.RECEIVING, stale):
-        cleared.given_up += _attempt(partial(_give_up, facility, pk), pk)
-    for pk in _rows(facility, State.REMOVING, stale_commit):
-        cleared.finished += _attempt(partial(removal.finish, facility, pk), pk)
+    facility.reserve.fill()
+    for attempt in _rows(facility, State.COMMITTING, stale_commit):
+        cleared.settled += _attempt(partial(settle, facility, attempt), attempt)
+    cleared.uploads = uploads.expire(facility, _AT_ONCE)
+    for attempt in _rows(facility, State.RECEIVING, stale):
+        dead = partial(lifecycle.expire, facility, attempt, "no sign of life", stale)
+        cleared.given_up += _attempt(dead, attempt)
+    for product in _rows(facility, State.REMOVING, stale_commit):
+        cleared.finished += _attempt(partial(finish, facility, product.pk), product)
+    for product in _unrecorded(facility, stale_commit):
+        cleared.recorded += _attempt(partial(lifecycle.record_kept, facility, product), product)
     cleared.temporary = facility.storage.reap(stale)
     incoming.prepare(facility)
     cleared.incoming = incoming.expire(facility, now - timedelta(seconds=settings.incoming_seconds))
-    cleared.forgotten = _forget(facility, now)
+    failed_before = now - timedelta(seconds=settings.failed_seconds)
+    cleared.forgotten = lifecycle.forget(facility, failed_before, _AT_ONCE)
+    idempotency.forget(facility, now - timedelta(seconds=settings.idempotency_seconds))
     return cleared
 
 
@@ -66,9 +75,8 @@ def run(facility: Facility, stop: threading.Event, note: Callable[[Cleared], Non
     """Rounds until ``stop`` is set; a failing round is logged and the next one tries again."""
     interval = facility.settings.housekeeping.interval_seconds
     due = time.monotonic()  # the first round comes soon: it clears what a crash has left
-    while not stop.wait(min(interval, _BEAT_SECONDS)):
+    while not stop.wait(min(interval, _LONGEST_WAIT_SECONDS)):
         try:
-            idempotency.beat(facility)
             if time.monotonic() >= due:
                 note(clean(facility))
                 due = time.monotonic() + interval
@@ -76,9 +84,9 @@ def run(facility: Facility, stop: threading.Event, note: Callable[[Cleared], Non
             log.exception("housekeeping failed; it will be tried again")
 
 
-def _rows(facility: Facility, state: str, touched_before: datetime) -> list[int]:
+def _rows(facility: Facility, state: str, touched_before: datetime) -> list[ProductEntry]:
     query = (
-        select(Product.pk)
+        entries.products()
         .where(Product.state == state, Product.touched_at < touched_before)
         .order_by(Product.touched_at)
         .limit(_AT_ONCE)
@@ -86,49 +94,25 @@ def _rows(facility: Facility, state: str, touched_before: datetime) -> list[int]
     if state == State.RECEIVING:  # an upload session lives as long as it says
         query = query.where(Product.pk.not_in(select(Upload.product_pk)))
     with facility.catalog.reading() as session:
-        return list(session.scalars(query))
+        return entries.all_of(ProductEntry, session, query)
 
 
-def _attempt(action: Callable[[], object], pk: int) -> int:
+def _unrecorded(facility: Facility, touched_before: datetime) -> list[ProductEntry]:
+    """Available products of which the catalog has decided more than the store was told."""
+    query = (
+        entries.products()
+        .where(Product.state == State.AVAILABLE, Product.recorded < Product.number)
+        .where(Product.touched_at < touched_before)
+        .limit(_AT_ONCE)
+    )
+    with facility.catalog.reading() as session:
+        return entries.all_of(ProductEntry, session, query)
+
+
+def _attempt(action: Callable[[], object], product: ProductEntry) -> int:
     try:
         action()
     except StorageManagerError:
-        log.exception("a leftover stays for the next round", extra={"pk": pk})
+        log.exception("a leftover stays for the next round", extra={"pk": product.pk})
         return 0
     return 1
-
-
-def _give_up(facility: Facility, pk: int) -> None:
-    with facility.catalog.writing() as session:
-        given_up = give_up(session, pk, SYSTEM, "no sign of life")
-    if given_up:
-        removal.finish(facility, pk)
-
-
-def _forget(facility: Facility, now: datetime) -> int:
-    """Drop rows of failed attempts and of old Idempotency-Keys.
-
-    The attempt's directory is swept once more first: a writer that was frozen meanwhile may have
-    woken up and written into it.
-    """
-    settings = facility.settings.housekeeping
-    failed_before = now - timedelta(seconds=settings.failed_seconds)
-    with facility.catalog.reading() as session:
-        failed = list(
-            session.scalars(
-                select(Product)
-                .where(Product.state == State.REMOVED, Product.available_at.is_(None))
-                .where(Product.touched_at < failed_before)
-                .limit(_AT_ONCE)
-            )
-        )
-    for product in failed:
-        if not product.registered and product.removed_cause is not None:
-            facility.storage.delete_many(
-                [stat.key for stat in facility.storage.list(product.directory)]
-            )
-    with facility.catalog.writing() as session:
-        session.execute(delete(Product).where(Product.pk.in_([row.pk for row in failed])))
-        kept_from = now - timedelta(seconds=settings.idempotency_seconds)
-        session.execute(delete(Idempotency).where(Idempotency.touched_at < kept_from))
-    return len(failed)

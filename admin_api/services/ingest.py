@@ -5,19 +5,19 @@ Called by ``web/products.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit
 
-from admin_api.errors import InvalidRequest, SourceDenied, SourceNotFound
-from admin_api.keys import RESERVED
+from admin_api.errors import InvalidRequest
+from admin_api.products.digests import Digester
 from admin_api.products.names import parse_name
-from admin_api.services import incoming
+from admin_api.services import incoming, reception, registration
 from admin_api.services.access import Principal
 from admin_api.services.archives import split_suffix, unpack
 from admin_api.services.facility import Facility
-from admin_api.services.reception import Reception
+from admin_api.services.reception import Comparing, Reception, check_digest
 from admin_api.services.sources import Found, SourceFile, Sources
 from admin_api.services.wishes import Expected, Outcome, Wish
 
@@ -87,14 +87,14 @@ def _ingest_files(
     facility: Facility, principal: Principal, wish: Wish, order: Order, find: Finder
 ) -> Outcome:
     files, expected = _files(find, wish.name, order)
-    with Reception(facility, principal.actor, wish) as reception:
-        if reception.matches(expected):
-            return reception.existing()
+    with reception.begin(facility, principal, wish) as receiving:
+        if isinstance(receiving, Comparing) and receiving.matches(expected):
+            return receiving.existing()
         _copy(
-            [_storing(reception, file, expected.get(file.path, Expected())) for file in files],
+            [_storing(receiving, file, expected.get(file.path, Expected())) for file in files],
             facility.settings.limits.parallel_files,
         )
-        return reception.commit()
+        return receiving.commit()
 
 
 def _files(
@@ -133,7 +133,7 @@ def _ingest_archive(
     if found.is_tree or kind is None:
         raise InvalidRequest(f"The source {order.source!r} is not a .tar, .tar.gz, .tgz or .zip.")
     return receive_archive(
-        Reception(facility, principal.actor, wish),
+        reception.begin(facility, principal, wish),
         kind,
         found.files[0],
         _narrowed(order.expected, found.files[0].size),
@@ -141,83 +141,47 @@ def _ingest_archive(
 
 
 def receive_archive(
-    reception: Reception, kind: str, archive: SourceFile, expected: Expected
+    receiving: Reception, kind: str, archive: SourceFile, expected: Expected
 ) -> Outcome:
-    """Unpack ``archive`` into ``reception`` while it streams, check it whole, and commit."""
-    with reception:
-        chunks = reception.archive_checked(archive.path, archive.open(), expected)
-        limit = reception.facility.settings.limits.max_archive_ratio
-        for member in unpack(kind, chunks, reception.wish.name, limit):
-            reception.store(member.path, member.chunks, Expected(size=member.size))
-        return reception.commit()
+    """Unpack ``archive`` into ``receiving`` while it streams, check it whole, and commit."""
+
+    def checked() -> Iterator[bytes]:
+        digester = Digester()
+        yield from digester.through(archive.open())
+        check_digest(archive.path, digester.result(), expected, receiving.wish.level)
+
+    with receiving:
+        limit = receiving.facility.settings.limits.max_archive_ratio
+        for member in unpack(kind, checked(), receiving.wish.name, limit):
+            receiving.store(member.path, member.chunks, Expected(size=member.size))
+        return receiving.commit()
 
 
 def _register(facility: Facility, principal: Principal, wish: Wish, order: Order) -> Outcome:
     """Take in files that are in the store already: read and checked, not copied."""
-    keys = _registered_keys(facility, wish.name, order)
-    directory = _common_directory([key for key, _ in keys.values()])
-    if len({facility.storage.mount_of(key) for key, _ in keys.values()}) > 1:
-        raise InvalidRequest("The files of a registered product must lie in one store.")
+    if order.source is not None:
+        found = registration.in_place(facility, wish.name, order.source, order.expected)
+    else:
+        found = {
+            item.path: (registration.key_of(facility, item.source), item.expected)
+            for item in order.references
+        }
+    keys = {path: key for path, (key, _) in found.items()}
+    directory = registration.admit(facility, principal, list(keys.values()))
     wish = replace(wish, registered_in=directory)
-    with Reception(facility, principal.actor, wish) as reception:
+    with reception.register(facility, principal, wish, keys) as receiving:
         _copy(
             [
-                _registering(facility, reception, path, key, expected)
-                for path, (key, expected) in keys.items()
+                _storing(receiving, registration.source_file(facility, path, key), expected)
+                for path, (key, expected) in found.items()
             ],
             facility.settings.limits.parallel_files,
         )
-        return reception.commit()
+        return receiving.commit()
 
 
-def _registered_keys(
-    facility: Facility, name: str, order: Order
-) -> dict[str, tuple[str, Expected]]:
-    """Path in the product -> key in the namespace and what is expected."""
-    if order.references:
-        return {
-            item.path: (_own_key(facility, item.source), item.expected) for item in order.references
-        }
-    assert order.source is not None
-    key = _own_key(facility, order.source)
-    tree = {
-        stat.key[len(key) + 1 :]: (stat.key, Expected(size=stat.size))
-        for stat in facility.storage.list(key)
-    }
-    if tree:
-        return tree
-    return {name: (key, order.expected)}
-
-
-def _own_key(facility: Facility, uri: str) -> str:
-    key = facility.storage.key_of(uri)
-    if key is None:
-        raise SourceDenied(f"{uri!r} does not lie in the store, so it cannot be registered.")
-    mount = facility.storage.mount_of(f"{key}/")
-    if key[len(mount) :].strip("/").split("/")[0] in RESERVED:
-        raise SourceDenied(f"{uri!r} lies where the storage manager keeps its own files.")
-    return key
-
-
-def _common_directory(keys: Sequence[str]) -> str:
-    if not keys:
-        raise SourceNotFound("The source has no files.")
-    common = keys[0].split("/")[:-1]
-    for key in keys:
-        parts = key.split("/")[:-1]
-        while common != parts[: len(common)]:
-            common.pop()
-    return "/".join(common)
-
-
-def _storing(reception: Reception, file: SourceFile, expected: Expected) -> Callable[[], object]:
-    return lambda: reception.store(file.path, file.open(), expected)
-
-
-def _registering(
-    facility: Facility, reception: Reception, path: str, key: str, expected: Expected
-) -> Callable[[], object]:
-    return lambda: reception.register(path, key, facility.storage.open(key), expected)
+def _storing(receiving: Reception, file: SourceFile, expected: Expected) -> Callable[[], object]:
+    return lambda: receiving.store(file.path, file.open(), expected)
 
 
 def _copy(actions: Sequence[Callable[[], object]], parallel: int) -> None:

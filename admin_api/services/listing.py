@@ -7,12 +7,15 @@ import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
+from admin_api.catalog import entries
+from admin_api.catalog.entries import EventEntry, FileEntry, ProductEntry
 from admin_api.catalog.events import first_broken
-from admin_api.catalog.models import Event, File, Product, State
+from admin_api.catalog.models import Event, Product, State
 from admin_api.errors import Gone, InvalidRequest, NotFound
 from admin_api.services.access import Principal
 from admin_api.services.facility import Facility
@@ -36,18 +39,20 @@ class ProductFilter:
     created_to: datetime | None = None
 
 
-def find_product(session: Session, principal: Principal, product_id: str) -> Product:
+def find_product(session: Session, principal: Principal, product_id: str) -> ProductEntry:
     """The newest generation of a product, available or removed; raises NotFound.
 
     A generation that is still being received, or that never came to be, is not there.
     """
-    product = session.scalars(
-        select(Product)
+    product = entries.first_of(
+        ProductEntry,
+        session,
+        entries.products()
         .where(Product.id == product_id, Product.available_at.is_not(None))
         .where(Product.state.in_(_SHOWN))
         .order_by((Product.state == State.AVAILABLE).desc(), Product.generation.desc())
-        .limit(1)
-    ).first()
+        .limit(1),
+    )
     if product is None or not principal.sees(product.mission):
         raise NotFound(f"There is no product {product_id!r}.")
     return product
@@ -55,21 +60,17 @@ def find_product(session: Session, principal: Principal, product_id: str) -> Pro
 
 def get_product(
     facility: Facility, principal: Principal, product_id: str
-) -> tuple[Product, list[File]]:
+) -> tuple[ProductEntry, list[FileEntry]]:
     """A product and its files (none for a tombstone); raises NotFound."""
     with facility.catalog.reading() as session:
         product = find_product(session, principal, product_id)
-        files: list[File] = []
+        files: list[FileEntry] = []
         if product.state == State.AVAILABLE:
-            files = list(
-                session.scalars(
-                    select(File).where(File.product_pk == product.pk).order_by(File.path)
-                )
-            )
+            files = entries.files_of(session, product.pk)
         return product, files
 
 
-def require_available(product: Product) -> None:
+def require_available(product: ProductEntry) -> None:
     """Raise Gone, with the tombstone's words, for a removed product."""
     if product.state != State.AVAILABLE:
         at = product.removed_at.isoformat() if product.removed_at else "an unknown time"
@@ -82,7 +83,7 @@ def require_available(product: Product) -> None:
 
 def list_products(
     facility: Facility, principal: Principal, wish: ProductFilter, cursor: str | None, limit: int
-) -> tuple[Sequence[Product], str | None]:
+) -> tuple[Sequence[ProductEntry], str | None]:
     """A page of products in the order of their ingestion, and the cursor of the next page."""
     query = _filtered(wish)
     if principal.missions is not None:
@@ -90,13 +91,13 @@ def list_products(
     if cursor is not None:
         query = query.where(Product.pk > _decode_cursor(cursor))
     with facility.catalog.reading() as session:
-        found = session.scalars(query.order_by(Product.pk).limit(limit + 1)).all()
+        found = entries.all_of(ProductEntry, session, query.order_by(Product.pk).limit(limit + 1))
     page = found[:limit]
     return page, _encode_cursor(page[-1].pk) if len(found) > limit else None
 
 
-def _filtered(wish: ProductFilter) -> Select[Product]:
-    query = select(Product).where(Product.available_at.is_not(None), Product.state == wish.state)
+def _filtered(wish: ProductFilter) -> Select[Any]:
+    query = entries.products().where(Product.available_at.is_not(None), Product.state == wish.state)
     for column, value in (
         (Product.mission, wish.mission),
         (Product.product_type, wish.product_type),
@@ -121,13 +122,18 @@ def _filtered(wish: ProductFilter) -> Select[Product]:
 
 def list_events(
     facility: Facility, principal: Principal, after: int, limit: int
-) -> Sequence[Event]:
+) -> Sequence[EventEntry]:
     """Events behind number ``after``; those of the principal's missions only."""
-    query = select(Event).where(Event.number > after).order_by(Event.number).limit(limit)
+    query = _events(after, limit)
     if principal.missions is not None:
         query = query.where(Event.mission.in_(principal.missions))
     with facility.catalog.reading() as session:
-        return session.scalars(query).all()
+        return entries.all_of(EventEntry, session, query)
+
+
+def _events(after: int, limit: int) -> Select[Any]:
+    query = select(*entries.EVENT).where(Event.number > after)
+    return query.order_by(Event.number).limit(limit)
 
 
 def verify_events(facility: Facility) -> tuple[int, int | None]:
@@ -135,12 +141,7 @@ def verify_events(facility: Facility) -> tuple[int, int | None]:
     count, previous = 0, None
     while True:
         with facility.catalog.reading() as session:
-            page = session.scalars(
-                select(Event)
-                .where(Event.number > count)
-                .order_by(Event.number)
-                .limit(_VERIFIED_AT_ONCE)
-            ).all()
+            page = entries.all_of(EventEntry, session, _events(count, _VERIFIED_AT_ONCE))
         if not page:
             return count, None
         broken = first_broken(page) if previous is None else first_broken(page, previous, count)

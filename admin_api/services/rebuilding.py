@@ -44,7 +44,8 @@ def rebuild(facility: Facility) -> Iterator[Rebuilt]:
         yield Rebuilt(statements, applied)
     with facility.catalog.writing() as session:
         if applied:
-            events.append(session, "catalog.rebuilt", events.SYSTEM, statements=statements)
+            told = events.Happening("catalog.rebuilt", None, {"statements": statements})
+            events.append(session, events.SYSTEM, [told])
     yield Rebuilt(statements, applied)
 
 
@@ -84,7 +85,8 @@ def _apply(session: Session, mount: str, statement: Statement) -> bool:
 
 def _describe(row: Product, mount: str, statement: Statement) -> None:
     row.id = statement.id
-    row.number = statement.number
+    row.number = row.recorded = statement.number
+    row.attempt = statement.attempt or ""
     row.state = State.AVAILABLE if statement.state == "available" else State.REMOVED
     row.mission, row.product_type = statement.mission, statement.product_type
     row.sensing_start, row.sensing_stop = statement.sensing_start, statement.sensing_stop

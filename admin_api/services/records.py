@@ -10,10 +10,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Literal
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
-
-from admin_api.catalog.models import File, Product
+from admin_api.catalog.entries import FileEntry, ProductEntry
 from admin_api.errors import AlreadyExists
 from admin_api.keys import join
 from admin_api.products.records import (
@@ -27,15 +24,15 @@ from admin_api.services.facility import Facility
 from admin_api.storage.base import put_bytes, read_bytes
 
 
-def mount_path(facility: Facility, product: Product) -> str:
+def mount_path(facility: Facility, product: ProductEntry) -> str:
     """The mount that holds the product and its records."""
     return facility.storage.mount_of(f"{product.directory}/")
 
 
 def describe(
     facility: Facility,
-    product: Product,
-    files: Iterable[File],
+    product: ProductEntry,
+    files: Iterable[FileEntry],
     number: int,
     state: Literal["available", "removed", "void"] = "available",
 ) -> Statement:
@@ -44,6 +41,7 @@ def describe(
     skip = len(mount) + 1 if mount else 0
     return Statement(
         state=state,
+        attempt=product.attempt or None,
         id=product.id,
         name=product.name,
         generation=product.generation,
@@ -123,8 +121,9 @@ def read_all(facility: Facility) -> Iterator[tuple[str, Statement]]:
                     yield mount, statement
 
 
-def files_of(session: Session, product: Product) -> list[File]:
-    """The product's files, by path."""
-    return list(
-        session.scalars(select(File).where(File.product_pk == product.pk).order_by(File.path))
-    )
+def recorded_files(mount: str, statement: Statement, product_pk: int) -> list[FileEntry]:
+    """The files of a statement as entries of the row ``product_pk``."""
+    return [
+        FileEntry(product_pk, file.path, file.size, file.sha256, file.md5, join(mount, file.key))
+        for file in statement.files
+    ]

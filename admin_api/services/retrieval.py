@@ -11,7 +11,9 @@ from typing import BinaryIO
 
 from sqlalchemy import select
 
-from admin_api.catalog.models import File, Product
+from admin_api.catalog import entries
+from admin_api.catalog.entries import FileEntry, ProductEntry
+from admin_api.catalog.models import File
 from admin_api.errors import NotFound, StorageManagerError, Unavailable
 from admin_api.services.access import Principal
 from admin_api.services.archives import Packed, pack_tar, pack_zip, tar_size
@@ -21,19 +23,23 @@ from admin_api.services.listing import find_product, get_product, require_availa
 
 def find_file(
     facility: Facility, principal: Principal, product_id: str, path: str
-) -> tuple[Product, File]:
+) -> tuple[ProductEntry, FileEntry]:
     """A file of an available product; raises NotFound, Gone."""
     with facility.catalog.reading() as session:
         product = find_product(session, principal, product_id)
         require_available(product)
-        file = session.get(File, (product.pk, path))
+        file = entries.first_of(
+            FileEntry,
+            session,
+            select(*entries.FILE).where(File.product_pk == product.pk, File.path == path),
+        )
     if file is None:
         raise NotFound(f"The product {product.name!r} has no file {path!r}.")
     return product, file
 
 
 def local_file(
-    facility: Facility, principal: Principal, product: Product, file: File
+    facility: Facility, principal: Principal, product: ProductEntry, file: FileEntry
 ) -> BinaryIO | None:
     """The file, opened, where the store keeps it in one."""
     try:
@@ -42,7 +48,7 @@ def local_file(
         raise _vanished(facility, principal, product, file) from None
 
 
-def link(facility: Facility, file: File) -> str | None:
+def link(facility: Facility, file: FileEntry) -> str | None:
     """A signed link to the file, where the store has links and the settings want them."""
     settings = facility.settings.storage
     if not settings.links:
@@ -51,7 +57,12 @@ def link(facility: Facility, file: File) -> str | None:
 
 
 def read(
-    facility: Facility, principal: Principal, product: Product, file: File, start: int, stop: int
+    facility: Facility,
+    principal: Principal,
+    product: ProductEntry,
+    file: FileEntry,
+    start: int,
+    stop: int,
 ) -> Iterator[bytes]:
     """Bytes ``start`` to ``stop`` of the file; all of them, or an error before or in between."""
     try:
@@ -61,7 +72,7 @@ def read(
     return _complete(chunks, file, stop - start)
 
 
-def _complete(chunks: Iterator[bytes], file: File, size: int) -> Iterator[bytes]:
+def _complete(chunks: Iterator[bytes], file: FileEntry, size: int) -> Iterator[bytes]:
     sent = 0
     for chunk in chunks:
         sent += len(chunk)
@@ -74,7 +85,7 @@ def _complete(chunks: Iterator[bytes], file: File, size: int) -> Iterator[bytes]
 
 def archive(
     facility: Facility, principal: Principal, product_id: str, kind: str
-) -> tuple[Product, Iterator[bytes], int | None]:
+) -> tuple[ProductEntry, Iterator[bytes], int | None]:
     """A whole product as a ``tar`` or ``zip`` stream, and its length where it is known."""
     product, files = get_product(facility, principal, product_id)
     require_available(product)
@@ -90,20 +101,22 @@ def archive(
     return product, pack_tar(packed, modified), size
 
 
-def _inside(product: Product, files: list[File], file: File) -> str:
+def _inside(product: ProductEntry, files: list[FileEntry], file: FileEntry) -> str:
     """A product that is one file of its own name lies at the top; a tree below its name."""
     if len(files) == 1 and file.path == product.name:
         return file.path
     return f"{product.name}/{file.path}"
 
 
-def _vanished(facility: Facility, principal: Principal, product: Product, file: File) -> Exception:
+def _vanished(
+    facility: Facility, principal: Principal, product: ProductEntry, file: FileEntry
+) -> Exception:
     """Why the store has no bytes for a file that the catalog had a moment ago."""
     with facility.catalog.reading() as session:
-        now = session.scalars(select(Product).where(Product.pk == product.pk)).one()
+        now = entries.product(session, product.pk)
         try:
             require_available(find_product(session, principal, product.id))
-            require_available(now)
+            require_available(now or product)
         except StorageManagerError as error:
             return error
     return Unavailable(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from admin_api.catalog.models import File, Product
+from admin_api.catalog.entries import FileEntry, ProductEntry
 
 
 class Policy(StrEnum):
@@ -69,6 +69,6 @@ class Result(StrEnum):
 class Outcome:
     """The product that now exists, and whether this ingest made it."""
 
-    product: Product
+    product: ProductEntry
     result: Result
-    files: list[File]
+    files: list[FileEntry]

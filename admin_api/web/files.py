@@ -13,7 +13,7 @@ from urllib.parse import quote
 from flask import Response, current_app, request
 from werkzeug.http import http_date
 
-from admin_api.catalog.models import File, Product
+from admin_api.catalog.entries import FileEntry, ProductEntry
 from admin_api.services import retrieval
 from admin_api.services.access import Scope
 from admin_api.web import problems, schemas
@@ -126,7 +126,7 @@ def _precondition(etag: str, modified: datetime) -> Response | None:
     return None
 
 
-def _range(file: File, modified: datetime) -> tuple[int, int, bool] | None:
+def _range(file: FileEntry, modified: datetime) -> tuple[int, int, bool] | None:
     """Start, stop (exclusive) and whether that is a part; None if it cannot be satisfied.
 
     A Range that is malformed, has several parts or another unit is ignored, as RFC 9110, section
@@ -144,7 +144,7 @@ def _range(file: File, modified: datetime) -> tuple[int, int, bool] | None:
     return None if span is None or span[0] >= span[1] else (span[0], span[1], True)
 
 
-def _if_range(file: File, modified: datetime) -> bool:
+def _if_range(file: FileEntry, modified: datetime) -> bool:
     condition = request.if_range
     if condition.etag is not None:
         weak = request.headers["If-Range"].strip().startswith("W/")
@@ -154,7 +154,7 @@ def _if_range(file: File, modified: datetime) -> bool:
     return condition.date is not None and condition.date == modified and settled
 
 
-def _described(response: Response, file: File, modified: datetime) -> Response:
+def _described(response: Response, file: FileEntry, modified: datetime) -> Response:
     response.headers["ETag"] = f'"{file.sha256}"'
     response.headers["Last-Modified"] = http_date(modified)
     response.headers["Accept-Ranges"] = "bytes"
@@ -169,7 +169,7 @@ def _described(response: Response, file: File, modified: datetime) -> Response:
     return response
 
 
-def _payload(product: Product, file: File, start: int, stop: int) -> Response:
+def _payload(product: ProductEntry, file: FileEntry, start: int, stop: int) -> Response:
     """The bytes: from an open file by the kernel where that can be, streamed otherwise."""
     response: Response
     wrapper = request.environ.get("wsgi.file_wrapper")

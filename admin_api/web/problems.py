@@ -22,6 +22,7 @@ CONTENT_TYPE = "application/problem+json"
 STATUSES: dict[str, int] = {
     "already_exists": 409,
     "busy": 503,
+    "catalog_behind": 503,
     "catalog_unavailable": 503,
     "client_stalled": 408,
     "configuration_error": 500,

@@ -54,10 +54,10 @@ def ingest(header: schemas.IdempotencyHeader, body: schemas.IngestRequest) -> Re
     fingerprint = hashlib.sha256(b"POST /v1/products\0" + request.get_data()).hexdigest()
     status, answer = idempotency.once(
         facility(),
-        principal().subject,
+        principal(),
         header.idempotency_key,
         fingerprint,
-        lambda: outcome_answer(ingests.ingest(facility(), principal(), wish, order)),
+        lambda _: outcome_answer(ingests.ingest(facility(), principal(), wish, order)),
     )
     return json_reply(answer, status)
 

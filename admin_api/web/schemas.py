@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
-from admin_api.catalog.models import Event, File, Product, Upload
+from admin_api.catalog.entries import EventEntry, FileEntry, ProductEntry, UploadEntry
 from admin_api.services.caching import CacheVerb
 from admin_api.services.facility import Facility
 from admin_api.services.wishes import Level, Policy
@@ -408,8 +408,8 @@ class HealthAnswer(BaseModel):
 
 
 # -- domain objects as answers -------------------------------------------------------------------
-def product_summary(facility: Facility, product: Product) -> ProductSummary:
-    """A product's row as answer."""
+def product_summary(facility: Facility, product: ProductEntry) -> ProductSummary:
+    """A product as answer."""
     return ProductSummary(
         id=product.id,
         name=product.name,
@@ -437,7 +437,9 @@ def product_summary(facility: Facility, product: Product) -> ProductSummary:
     )
 
 
-def product_answer(facility: Facility, product: Product, files: Sequence[File]) -> ProductAnswer:
+def product_answer(
+    facility: Facility, product: ProductEntry, files: Sequence[FileEntry]
+) -> ProductAnswer:
     """A product with its files as answer."""
     base = f"/v1/products/{quote(product.id, safe='')}/files/"
     return ProductAnswer(
@@ -446,8 +448,8 @@ def product_answer(facility: Facility, product: Product, files: Sequence[File]) 
     )
 
 
-def file_answer(facility: Facility, file: File, base: str) -> FileAnswer:
-    """A file's row as answer; ``base`` is where this service hands the product's files out."""
+def file_answer(facility: Facility, file: FileEntry, base: str) -> FileAnswer:
+    """A file as answer; ``base`` is where this service hands the product's files out."""
     return FileAnswer(
         path=file.path,
         size=file.size,
@@ -459,7 +461,7 @@ def file_answer(facility: Facility, file: File, base: str) -> FileAnswer:
 
 
 def session_answer(
-    facility: Facility, upload: Upload, product: Product, files: Sequence[File]
+    facility: Facility, upload: UploadEntry, product: ProductEntry, files: Sequence[FileEntry]
 ) -> SessionAnswer:
     """An upload session as answer."""
     base = f"/v1/uploads/{upload.id}/"
@@ -473,6 +475,6 @@ def session_answer(
     )
 
 
-def event_answer(event: Event) -> EventAnswer:
-    """An event's row as answer."""
+def event_answer(event: EventEntry) -> EventAnswer:
+    """An event as answer."""
     return EventAnswer(**{name: getattr(event, name) for name in EventAnswer.model_fields})

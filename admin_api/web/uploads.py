@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -84,15 +84,19 @@ def upload(
         f"PUT {request.full_path}\0{announced}".encode("utf-8", "surrogateescape")
     ).hexdigest()
 
-    def receive() -> tuple[int, dict[str, Any]]:
-        body = payload(request, facility().settings.limits)
+    def receive(body: Callable[[], Iterator[bytes]]) -> tuple[int, dict[str, Any]]:
         return outcome_answer(
-            uploads.receive(facility(), principal(), wish, body, announced, archive)
+            uploads.receive(facility(), principal(), wish, body(), announced, archive)
         )
 
     with transfer():
         status, answer = idempotency.once(
-            facility(), principal().subject, header.idempotency_key, fingerprint, receive
+            facility(),
+            principal(),
+            header.idempotency_key,
+            fingerprint,
+            receive,
+            lambda: payload(request, facility().settings.limits),
         )
     return json_reply(answer, status)
 
@@ -185,4 +189,6 @@ def abort(path: schemas.UploadPath) -> Response:
 
 
 def _answer(session: uploads.Session) -> schemas.SessionAnswer:
-    return schemas.session_answer(facility(), session.upload, session.product, session.files)
+    return schemas.session_answer(
+        facility(), session.upload, session.product, uploads.files(facility(), session)
+    )
