@@ -5,7 +5,10 @@ requests of the S3 store, transactions of the catalog) or takes a piece of paylo
 killed before each (which is after the one before it).  Every operation runs in a forked child, and so does every look at
 what it left, so that each begins as a fresh process does.
 
-    python -m tests.faults.crashes DIRECTORY (posix | S3-BACKEND-JSON) (ingest | replace | remove | upload)
+    python -m tests.faults.crashes DIRECTORY (posix | S3-BACKEND-JSON) (ingest | replace | remove | upload) [POSTGRESQL-JSON]
+
+Afterwards two housekeepers clear up at the same time, in processes of their own, until failed
+attempts are forgotten as well.
 """
 
 from __future__ import annotations
@@ -18,11 +21,16 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import obstore
+import psycopg
+from sqlalchemy import func, select
 
 from admin_api.catalog.database import Catalog
+from admin_api.catalog.models import Product, State
+from admin_api.errors import SizeMismatch
 from admin_api.products.digests import Digester
 from admin_api.services import housekeeping, listing, rebuilding, removal, uploads
 from admin_api.services.access import Principal
@@ -83,18 +91,41 @@ class Steps:
 class Scene:
     """One facility, one operation, one place to look."""
 
-    def __init__(self, directory: Path, backend: dict, operation: str, catalog: str) -> None:
+    def __init__(
+        self, directory: Path, backend: dict, operation: str, catalog: str, server: dict | None
+    ) -> None:
         self.directory = directory
         self.operation = operation
+        self.server = server
         self.settings = Settings(
             state_dir=directory / "state",
             storage={"mounts": [{"backend": backend}]},
             auth={"key_file": directory / "keys"},
             sources={"file_roots": [directory / "inbox"]},
-            catalog={"url": f"sqlite:///{directory}/{catalog}.sqlite"},
-            housekeeping={"grace_seconds": 1e-6, "commit_grace_seconds": 1e-6},
+            catalog=self.database(catalog),
+            housekeeping={
+                "grace_seconds": 1e-6,
+                "commit_grace_seconds": 1e-6,
+                "failed_seconds": 1e-6,
+            },
             limits={"parallel_files": 1},
         )
+
+    def database(self, catalog: str) -> dict:
+        """A catalog of this scene's own."""
+        if self.server is None:
+            return {"url": f"sqlite:///{self.directory}/{catalog}.sqlite"}
+        name = f"{self.directory.name}_{catalog}".replace("-", "_")
+        password = Path(self.server["password_file"]).read_text()
+        with psycopg.connect(
+            self.server["url"].format(database="postgres"), password=password, autocommit=True
+        ) as connection:
+            with contextlib.suppress(psycopg.errors.DuplicateDatabase):
+                connection.execute(f'CREATE DATABASE "{name}"')
+        return {
+            "url": self.server["url"].format(database=name),
+            "password_file": self.server["password_file"],
+        }
 
     def facility(self) -> Facility:
         return open_facility(self.settings)
@@ -140,11 +171,19 @@ class Scene:
         """Everything that must hold after the crash; AssertionError if something does not."""
         facility = self.facility()
         self.check_whole(facility)
-        housekeeping.clean(facility)
-        housekeeping.clean(facility)
+        given = self.last_generation(facility)
+        with contextlib.suppress(SizeMismatch):  # a row behind those that are to be forgotten
+            uploads.receive(facility, OPERATOR, Wish("filler"), iter([b""]), Expected(1), None)
+        facility.catalog.close()
+        for _ in range(2):
+            self.clean_twice_at_once()
+        facility = self.facility()
+        assert not self.unfinished(facility), self.unfinished(facility)
         self.check_whole(facility)
         self.check_no_orphans(facility)
         self.act(facility, self.operation)
+        if given and self.last_generation(facility) != given:
+            assert self.last_generation(facility) > given, "a generation was given twice"
         self.check_whole(facility)
         self.check_no_orphans(facility)
         available = self.available(facility)
@@ -158,10 +197,36 @@ class Scene:
         assert before == after, "doing it again changed something"
         self.check_no_orphans(facility)
         assert listing.verify_events(facility)[1] is None, "the chain of events is broken"
-        fresh = Scene(self.directory, self.backend(), self.operation, "fresh").facility()
+        fresh = Scene(
+            self.directory, self.backend(), self.operation, "fresh", self.server
+        ).facility()
         list(rebuilding.rebuild(fresh))
         rebuilt = {(item.id, item.generation, item.list_digest) for item in self.available(fresh)}
         assert rebuilt == after, f"rebuilt {rebuilt}, catalog {after}"
+
+    def clean_twice_at_once(self) -> None:
+        """Two housekeepers, each a process of its own."""
+        with ThreadPoolExecutor(2) as pool:
+            said = list(
+                pool.map(
+                    lambda _: in_child(lambda: housekeeping.clean(self.facility()))[1], range(2)
+                )
+            )
+        assert said == ["", ""], said
+
+    def last_generation(self, facility: Facility) -> int:
+        with facility.catalog.reading() as session:
+            query = select(func.max(Product.generation)).where(Product.name == self.source.name)
+            return session.scalar(query) or 0
+
+    def unfinished(self, facility: Facility) -> list:
+        """Rows in a state that does not last, and failed attempts that are not forgotten."""
+        with facility.catalog.reading() as session:
+            newest = select(func.max(Product.pk)).scalar_subquery()
+            passing = Product.state.in_((State.RECEIVING, State.COMMITTING, State.REMOVING))
+            failed = (Product.state == State.REMOVED) & Product.available_at.is_(None)
+            query = select(Product.pk, Product.state, Product.removed_cause)
+            return list(session.execute(query.where((failed & (Product.pk < newest)) | passing)))
 
     def backend(self) -> dict:
         return self.settings.storage.mounts[0].backend.model_dump()
@@ -239,14 +304,14 @@ def in_child(action: Callable[[], None]) -> tuple[bool, str]:
     return os.WIFSIGNALED(status), said
 
 
-def main(root: Path, backend: str, operation: str) -> int:
+def main(root: Path, backend: str, operation: str, server: str = "null") -> int:
     def scene(number: int) -> Scene:
         directory = root / f"{operation}-{number}"
         if backend == "posix":
             where = {"type": "posix", "root": directory / "store"}
         else:
             where = {**json.loads(backend), "prefix": f"{operation}-{number}"}
-        return Scene(directory, where, operation, "catalog")
+        return Scene(directory, where, operation, "catalog", json.loads(server))
 
     def crash(number: int, steps: Steps) -> None:
         facility = scene(number).facility()
@@ -283,4 +348,4 @@ def main(root: Path, backend: str, operation: str) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))
+    raise SystemExit(main(Path(sys.argv[1]), *sys.argv[2:]))

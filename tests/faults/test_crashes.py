@@ -22,16 +22,35 @@ from tests.support.servers import ROOT, wait_until
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("operation", ["ingest", "upload", "replace", "remove"])
-@pytest.mark.parametrize("kind", ["posix", "s3"])
+@pytest.mark.parametrize(
+    ("kind", "operation"),
+    [
+        ("posix-sqlite", "ingest"),
+        ("posix-sqlite", "upload"),
+        ("posix-sqlite", "replace"),
+        ("posix-sqlite", "remove"),
+        ("s3-sqlite", "ingest"),
+        ("s3-postgresql", "upload"),
+        ("s3-postgresql", "replace"),
+        ("posix-postgresql", "remove"),
+    ],
+)
 def test_killed_at_every_step_nothing_is_torn_lost_or_left(
     kind: str, operation: str, tmp_path: Path, request
 ) -> None:
-    backend = "posix"
-    if kind == "s3":
+    backend, catalog = "posix", "null"
+    if kind.startswith("s3"):
         backend = json.dumps(request.getfixturevalue("s3_server").backend())
+    if kind.endswith("postgresql"):
+        server = request.getfixturevalue("database")
+        catalog = json.dumps(
+            {"url": server.url("{database}"), "password_file": str(server.password_file)}
+        )
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.crashes", str(tmp_path), backend, operation],
+        [
+            *(sys.executable, "-m", "tests.faults.crashes"),
+            *(str(tmp_path), backend, operation, catalog),
+        ],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -1,0 +1,638 @@
+"""What is acknowledged stays: forced interleavings of services, housekeepers and old catalogs.
+
+The interleavings are made by hooks at the place where the other one acts, never by waiting.
+"""
+
+from __future__ import annotations
+
+import datetime as real_datetime
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, update
+
+from admin_api.catalog import entries
+from admin_api.catalog.models import File, FileClaim, Product
+from admin_api.errors import Forbidden, Held, InProgress, InvalidRequest, ProductExists, Unavailable
+from admin_api.services import (
+    housekeeping,
+    idempotency,
+    lifecycle,
+    listing,
+    reception,
+    records,
+    removal,
+    uploads,
+)
+from admin_api.services.access import Principal
+from admin_api.services.facility import Facility
+from admin_api.services.removal import Keeping
+from admin_api.services.wishes import Expected, Policy, Wish
+from admin_api.storage.base import read_bytes
+from tests.conftest import make_facility
+
+INGESTER = Principal("ingester", frozenset(["ingest"]), None)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either(request, tmp_path: Path) -> Iterator[Facility]:
+    """A facility on a directory, with each database; leftovers are stale at once."""
+    catalog = {}
+    if request.param == "postgresql":
+        server = request.getfixturevalue("database")
+        catalog = {
+            "url": server.url(server.new_database()),
+            "password_file": server.password_file,
+        }
+    made = make_facility(
+        tmp_path,
+        {"type": "posix", "root": tmp_path / "store"},
+        catalog=catalog,
+        housekeeping={
+            "grace_seconds": 1e-6,
+            "commit_grace_seconds": 1e-6,
+            "failed_seconds": 1e-6,
+        },
+    )
+    yield made
+    made.catalog.close()
+
+
+def put(facility: Facility, who: Principal, name: str, data: bytes, **wish) -> object:
+    return uploads.receive(
+        facility, who, Wish(name, **wish), iter([data]), Expected(len(data)), None
+    ).product
+
+
+def rows(facility: Facility, name: str) -> list[entries.ProductEntry]:
+    with facility.catalog.reading() as session:
+        query = entries.products().where(Product.name == name).order_by(Product.generation)
+        return entries.all_of(entries.ProductEntry, session, query)
+
+
+def content(facility: Facility, who: Principal, product_id: str) -> bytes:
+    _, files = listing.get_product(facility, who, product_id)
+    return b"".join(read_bytes(facility.storage, file.key) for file in files)
+
+
+def failing_put(facility: Facility, who: Principal, name: str) -> None:
+    with pytest.raises(Exception):
+        uploads.receive(facility, who, Wish(name), iter([b"x"]), Expected(2), None)
+
+
+def events_of(facility: Facility, who: Principal, kind: str, product_id: str) -> int:
+    found = listing.list_events(facility, who, 0, 1000)
+    return sum(item.kind == kind and item.product_id == product_id for item in found)
+
+
+def meanwhile(monkeypatch, owner: object, name: str, other: Callable[[], object]) -> list[object]:
+    """Let ``other`` run once, just before ``owner.name`` is called for the first time."""
+    original = getattr(owner, name)
+    done: list[object] = []
+
+    def hooked(*args, **kwargs):
+        if not done:
+            done.append(None)
+            done[0] = other()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, hooked)
+    return done
+
+
+# -- old catalogs --------------------------------------------------------------------------------
+def backup(facility: Facility, to: Path) -> None:
+    source = sqlite3.connect(facility.settings.catalog.url.removeprefix("sqlite:///"))
+    with sqlite3.connect(to) as target:
+        source.backup(target)
+    source.close()
+
+
+def older(facility: Facility, copy: Path, directory: Path) -> Facility:
+    """The same facility with the catalog that ``copy`` is."""
+    settings = facility.settings.model_copy(
+        update={
+            "catalog": facility.settings.catalog.model_copy(update={"url": f"sqlite:///{copy}"})
+        }
+    )
+    from admin_api.services.facility import open_facility
+
+    return open_facility(settings)
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Iterator[Facility]:
+    made = make_facility(
+        tmp_path,
+        {"type": "posix", "root": tmp_path / "store"},
+        housekeeping={
+            "grace_seconds": 1e-6,
+            "commit_grace_seconds": 1e-6,
+            "failed_seconds": 1e-6,
+        },
+    )
+    yield made
+    made.catalog.close()
+
+
+@pytest.mark.parametrize("way", ["upload", "session"])
+def test_a_product_committed_after_the_backup_survives_housekeeping_on_the_restored_catalog(
+    embedded: Facility, operator, tmp_path: Path, way: str
+) -> None:
+    copy = tmp_path / "older.sqlite"
+    if way == "upload":
+
+        def body() -> Iterator[bytes]:
+            backup(embedded, copy)  # the attempt is begun, nothing has arrived
+            yield b"acknowledged"
+
+        done = uploads.receive(embedded, operator, Wish("late"), body(), Expected(), None).product
+    else:
+        session = uploads.begin(embedded, operator, Wish("late"))
+        uploads.receive_file(
+            embedded, operator, session.upload.id, "late", iter([b"acknowledged"]), Expected()
+        )
+        backup(embedded, copy)
+        done = uploads.commit(embedded, operator, session.upload.id).product
+    with sqlite3.connect(copy) as old:
+        assert old.execute("SELECT state FROM product").fetchall() == [("receiving",)]
+        old.execute("UPDATE upload SET expires_at = '2020-01-01 00:00:00.000000'")
+    restored = older(embedded, copy, tmp_path)
+    housekeeping.clean(restored)
+    housekeeping.clean(restored)
+    assert content(restored, operator, done.id) == b"acknowledged"
+    restored.catalog.close()
+
+
+def test_numbers_that_the_store_knows_and_a_restored_catalog_does_not_make_no_mixed_product(
+    embedded: Facility, operator, tmp_path: Path
+) -> None:
+    copy = tmp_path / "older.sqlite"
+    backup(embedded, copy)
+    put(embedded, operator, "twice", b"first life", product_id="same")
+    removal.remove(embedded, operator, "same", "test")
+    restored = older(embedded, copy, tmp_path)
+    with pytest.raises(Exception) as refused:
+        put(restored, operator, "twice", b"second life", product_id="same")
+    assert refused.value.code == "catalog_behind"
+    assert "rebuild" in refused.value.detail
+    again = put(restored, operator, "twice", b"second life", product_id="same")
+    assert again.generation == 2
+    assert content(restored, operator, again.id) == b"second life"
+    restored.catalog.close()
+
+
+# -- two housekeepers ----------------------------------------------------------------------------
+def test_a_housekeeper_that_is_late_sweeps_no_product_that_came_meanwhile(
+    either: Facility, operator, monkeypatch
+) -> None:
+    failing_put(either, operator, "again")
+    put(either, operator, "another", b"the newest row stays")
+    made: list[object] = []
+
+    def other() -> None:
+        lifecycle.forget(either, *_long_from_now(either))
+        made.append(put(either, operator, "again", b"acknowledged"))
+
+    meanwhile(monkeypatch, lifecycle, "_clear", other)
+    lifecycle.forget(either, *_long_from_now(either))
+    assert made[0].generation == 2
+    assert content(either, operator, made[0].id) == b"acknowledged"
+
+
+def _long_from_now(facility: Facility) -> tuple[real_datetime.datetime, int]:
+    return real_datetime.datetime.now(real_datetime.UTC) + real_datetime.timedelta(days=1), 100
+
+
+def test_generations_and_rows_are_never_numbered_twice(either: Facility, operator) -> None:
+    seen: set[tuple[str, int]] = set()
+    keys: set[int] = set()
+    for _ in range(4):
+        failing_put(either, operator, "numbered")
+        (row,) = rows(either, "numbered")
+        assert (row.name, row.generation) not in seen
+        assert row.pk not in keys
+        seen.add((row.name, row.generation))
+        keys.add(row.pk)
+        failing_put(either, operator, "filler")  # the newest row is not forgotten
+        lifecycle.forget(either, *_long_from_now(either))
+        assert rows(either, "numbered") == []
+    assert [item[1] for item in sorted(seen)] == [1, 2, 3, 4]
+
+
+def test_two_housekeepers_that_finish_one_removal_write_one_record(
+    either: Facility, operator, monkeypatch
+) -> None:
+    product = put(either, operator, "removed-once", b"x")
+    meanwhile(
+        monkeypatch,
+        lifecycle,
+        "_record_removal",
+        lambda: lifecycle.finish(either, product.pk),
+    )
+    removal.remove(either, operator, product.id, "test")
+    (row,) = rows(either, "removed-once")
+    assert (row.state, row.number) == ("removed", 2)
+    lines = [item.state for _, item in records.read_all(either) if item.name == "removed-once"]
+    assert sorted(lines) == ["available", "removed"]
+
+
+# -- one product, two requests -------------------------------------------------------------------
+def test_a_hold_is_not_lost_to_a_retention_change_at_the_same_time(
+    either: Facility, operator, monkeypatch
+) -> None:
+    product = put(either, operator, "kept", b"x")
+    until = real_datetime.datetime(2999, 1, 1, tzinfo=real_datetime.UTC)
+    meanwhile(
+        monkeypatch,
+        records,
+        "write_next",
+        lambda: removal.keep(
+            either, operator, product.id, Keeping(change_retention=True, retention_until=until)
+        ),
+    )
+    removal.keep(either, operator, product.id, Keeping(change_hold=True, hold_reason="review"))
+    (row,) = rows(either, "kept")
+    assert (row.hold_reason, row.retention_until) == ("review", until)
+    assert row.recorded == row.number == 3
+    newest = max(
+        (item for _, item in records.read_all(either) if item.name == "kept"),
+        key=lambda item: item.number,
+    )
+    assert (newest.hold_reason, newest.retention_until) == ("review", until)
+
+
+def test_of_a_hold_and_a_removal_at_once_one_wins_in_catalog_and_store(
+    either: Facility, operator
+) -> None:
+    for number in range(20):
+        product = put(either, operator, f"contended-{number}", b"x")
+
+        def hold(product=product) -> bool:
+            try:
+                removal.keep(
+                    either, operator, product.id, Keeping(change_hold=True, hold_reason="mine")
+                )
+            except (InProgress, InvalidRequest):
+                return False
+            return True
+
+        def remove(product=product) -> bool:
+            try:
+                return removal.remove(either, operator, product.id, "test").state == "removed"
+            except Held:
+                return False
+
+        with ThreadPoolExecutor(2) as pool:
+            held, removed = (item.result() for item in (pool.submit(hold), pool.submit(remove)))
+        (row,) = rows(either, product.name)
+        assert row.state == ("removed" if removed else "available")
+        assert held or removed
+        if not removed:
+            assert row.hold_reason == "mine"
+        states = {
+            item.number: item.state
+            for _, item in records.read_all(either)
+            if item.name == product.name
+        }
+        assert states[max(states)] == ("removed" if removed else "available")
+        assert events_of(either, operator, "product.removed", product.id) == removed
+
+
+def test_a_product_removed_by_eight_at_once_is_removed_once(either: Facility, operator) -> None:
+    product = put(either, operator, "popular", b"x")
+    with ThreadPoolExecutor(8) as pool:
+        found = list(
+            pool.map(lambda _: removal.remove(either, operator, product.id, "test"), range(8))
+        )
+    assert {item.state for item in found} <= {"removing", "removed"}
+    assert events_of(either, operator, "product.removed", product.id) == 1
+    assert rows(either, "popular")[0].state == "removed"
+
+
+def test_a_product_about_to_be_replaced_cannot_be_held_any_more(
+    either: Facility, operator, monkeypatch
+) -> None:
+    product = put(either, operator, "replaced", b"old")
+
+    def hold() -> object:
+        with pytest.raises(InProgress):
+            removal.keep(
+                either, operator, product.id, Keeping(change_hold=True, hold_reason="too late")
+            )
+        return True
+
+    done = meanwhile(monkeypatch, lifecycle, "promote", hold)
+    newer = put(either, operator, "replaced", b"new", policy=Policy.REPLACE)
+    assert done == [True]
+    assert content(either, operator, newer.id) == b"new"
+
+
+def test_a_change_that_could_not_be_recorded_is_recorded_by_housekeeping(
+    either: Facility, operator, monkeypatch
+) -> None:
+    product = put(either, operator, "unrecorded", b"x")
+
+    def full(*_args, **_kwargs):
+        from admin_api.errors import NoSpace
+
+        raise NoSpace("The store is full.")
+
+    monkeypatch.setattr(records, "write_next", full)
+    with pytest.raises(Exception, match="full"):
+        removal.keep(either, operator, product.id, Keeping(change_hold=True, hold_reason="firm"))
+    monkeypatch.undo()
+    assert rows(either, "unrecorded")[0].hold_reason == "firm"
+    housekeeping.clean(either)
+    newest = max(
+        (item for _, item in records.read_all(either) if item.name == "unrecorded"),
+        key=lambda item: item.number,
+    )
+    assert newest.hold_reason == "firm"
+
+
+# -- clocks and signs of life --------------------------------------------------------------------
+def test_a_clock_one_hour_ahead_gives_up_nothing_that_is_alive(
+    database, tmp_path: Path, operator, monkeypatch
+) -> None:
+    facility = make_facility(
+        tmp_path,
+        {"type": "posix", "root": tmp_path / "store"},
+        catalog={
+            "url": database.url(database.new_database()),
+            "password_file": database.password_file,
+        },
+        housekeeping={"grace_seconds": 600.0},
+    )
+
+    class Ahead(real_datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return real_datetime.datetime.now(tz) + real_datetime.timedelta(hours=1)
+
+    def body() -> Iterator[bytes]:
+        yield b"before "
+        for module in (housekeeping, lifecycle, reception, uploads):
+            monkeypatch.setattr(module, "datetime", Ahead, raising=False)
+        housekeeping.clean(facility)
+        yield b"after"
+
+    done = uploads.receive(facility, operator, Wish("timely"), body(), Expected(), None)
+    assert content(facility, operator, done.product.id) == b"before after"
+    facility.catalog.close()
+
+
+def test_an_ingest_whose_source_is_silent_for_long_is_kept_alive(
+    either: Facility, operator
+) -> None:
+    def body() -> Iterator[bytes]:
+        (row,) = rows(either, "silent")
+        before = row.touched_at
+        either.heartbeat.beat()
+        assert rows(either, "silent")[0].touched_at > before
+        yield b"x"
+
+    uploads.receive(either, operator, Wish("silent"), body(), Expected(), None)
+
+
+def test_a_frozen_ingest_that_was_given_up_meanwhile_commits_nothing(
+    either: Facility, operator
+) -> None:
+    def body() -> Iterator[bytes]:
+        yield b"x"
+        housekeeping.clean(either)  # it was frozen for longer than the grace time
+        yield b"y"
+
+    with pytest.raises((InProgress, Unavailable)):  # the temporary file is gone, too
+        uploads.receive(either, operator, Wish("frozen"), body(), Expected(), None)
+    assert [row.state for row in rows(either, "frozen")] == ["removed"]
+    assert [stat.key for stat in either.storage.list("unsorted")] == []
+
+
+# -- upload sessions -----------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["posix", "s3"])
+def test_of_two_requests_for_one_path_of_a_session_one_stores_and_the_other_is_refused(
+    kind: str, request, tmp_path: Path, operator
+) -> None:
+    backend = {"type": "posix", "root": tmp_path / "store"}
+    if kind == "s3":
+        backend = request.getfixturevalue("s3_server").backend()
+    facility = make_facility(tmp_path, backend)
+    for number in range(3):
+        session = uploads.begin(facility, operator, Wish(f"raced-{number}"))
+        gate = threading.Barrier(2)
+
+        def send(fill: bytes, session=session, gate=gate) -> bytes | None:
+            gate.wait()
+            body = (fill * (1 << 20) for _ in range(6))
+            try:
+                uploads.receive_file(
+                    facility, operator, session.upload.id, "big", body, Expected(6 << 20)
+                )
+            except Exception:
+                return None
+            return fill
+
+        with ThreadPoolExecutor(2) as pool:
+            won = [fill for fill in pool.map(send, (b"a", b"b")) if fill is not None]
+        done = uploads.commit(facility, operator, session.upload.id).product
+        assert content(facility, operator, done.id) == won[0] * (6 << 20)
+        assert len(won) == 1
+    facility.catalog.close()
+
+
+def test_a_file_that_a_dead_request_has_half_sent_can_be_sent_again(
+    either: Facility, operator
+) -> None:
+    session = uploads.begin(either, operator, Wish("taken-over"))
+    key = f"{session.product.directory}/part"
+    with either.catalog.writing() as catalog:
+        catalog.add(
+            FileClaim(
+                product_pk=session.product.pk,
+                path="part",
+                owner="dead",
+                touched_at=real_datetime.datetime(2020, 1, 1, tzinfo=real_datetime.UTC),
+            )
+        )
+    either.storage.put(key, iter([b"what the dead one left"]))
+    file, new = uploads.receive_file(
+        either, operator, session.upload.id, "part", iter([b"whole"]), Expected(5)
+    )
+    assert (file.size, new) == (5, True)
+    done = uploads.commit(either, operator, session.upload.id).product
+    assert content(either, operator, done.id) == b"whole"
+
+
+def test_escaped_names_work_in_sessions_as_by_reference(tmp_path: Path, operator) -> None:
+    facility = make_facility(tmp_path, {"type": "posix", "root": tmp_path / "store"})
+    settings = facility.settings.model_copy(
+        update={"storage": facility.settings.storage.model_copy(update={"escape_names": True})}
+    )
+    from admin_api.services.facility import open_facility
+
+    facility = open_facility(settings)
+    session = uploads.begin(facility, operator, Wish("escaped"))
+    for body in (b"x", b"x"):
+        file, _ = uploads.receive_file(
+            facility, operator, session.upload.id, "what?.nc", iter([body]), Expected(1)
+        )
+        assert file.path == "what%3F.nc"
+    done = uploads.commit(facility, operator, session.upload.id)
+    assert content(facility, operator, done.product.id) == b"x"
+    removal.remove(facility, operator, done.product.id, "test")
+    assert [stat.key for stat in facility.storage.list("unsorted")] == []
+    facility.catalog.close()
+
+
+# -- who may -------------------------------------------------------------------------------------
+def test_an_ingester_replaces_own_products_and_not_those_of_others(
+    either: Facility, operator
+) -> None:
+    put(either, operator, "of-others", b"theirs")
+    with pytest.raises(Forbidden):
+        put(either, INGESTER, "of-others", b"mine", policy=Policy.REPLACE)
+    put(either, INGESTER, "own", b"old")
+    assert put(either, INGESTER, "own", b"new", policy=Policy.REPLACE).generation == 2
+    put(either, operator, "own", b"newest", policy=Policy.REPLACE)
+    (available,) = [row for row in rows(either, "of-others") if row.state == "available"]
+    assert content(either, operator, available.id) == b"theirs"
+
+
+def test_an_ingester_cannot_keep_a_product_for_ever(either: Facility, operator) -> None:
+    late = real_datetime.datetime(9999, 1, 1, tzinfo=real_datetime.UTC)
+    with pytest.raises(InvalidRequest, match="3660 days"):
+        put(either, INGESTER, "for-ever", b"x", retention_until=late)
+    assert put(either, operator, "for-ever", b"x", retention_until=late)
+
+
+def test_the_id_of_a_foreign_mission_is_taken_and_nothing_more_is_told(
+    either: Facility, operator
+) -> None:
+    put(either, operator, "S5P_OFFL_L2__HCHO___20200328T053329_20200328T071459_12724_01_010108_"
+        "20200330T103521.nc", b"x", product_id="taken")  # fmt: skip
+    limited = Principal("limited", frozenset(["ingest"]), frozenset(["S1"]))
+    name = "S1B_IW_GRDH_1SDV_20210401T052623_20210401T052648_026269_032297_ECC8.SAFE"
+    with pytest.raises(ProductExists) as refused:
+        put(either, limited, name, b"x", product_id="taken")
+    assert "S5P" not in refused.value.detail
+
+
+def test_a_kept_answer_is_not_told_to_a_token_that_has_lost_the_mission(
+    either: Facility,
+) -> None:
+    def action(_body) -> tuple[int, dict]:
+        return 201, {"mission": "S5P", "name": "secret"}
+
+    before = Principal("someone", frozenset(["ingest"]), frozenset(["S1", "S5P"]))
+    after = Principal("someone", frozenset(["ingest"]), frozenset(["S1"]))
+    assert idempotency.once(either, before, "key-1", "same", action)[0] == 201
+    with pytest.raises(Forbidden):
+        idempotency.once(either, after, "key-1", "same", action)
+
+
+# -- Idempotency-Key -----------------------------------------------------------------------------
+def test_an_idempotency_key_with_another_body_of_the_same_length_is_refused(
+    either: Facility, operator
+) -> None:
+    def send(data: bytes) -> tuple[int, dict]:
+        return idempotency.once(
+            either,
+            operator,
+            "key-2",
+            "PUT same head",
+            lambda body: (201, {"size": sum(len(chunk) for chunk in body())}),
+            lambda: iter([data]),
+        )
+
+    assert send(b"aaaa") == (201, {"size": 4})
+    assert send(b"aaaa") == (201, {"size": 4})
+    with pytest.raises(Exception) as refused:
+        send(b"bbbb")
+    assert refused.value.code == "idempotency_key_reused"
+
+
+def test_an_action_that_outlasts_the_grace_time_is_not_done_twice(
+    either: Facility, operator, monkeypatch
+) -> None:
+    done: list[int] = []
+    settings = either.settings.model_copy(
+        update={
+            "housekeeping": either.settings.housekeeping.model_copy(
+                update={"commit_grace_seconds": 30.0}
+            )
+        }
+    )
+    patient = Facility(settings, either.storage, either.catalog, either.heartbeat, either.reserve)
+
+    def again() -> object:
+        return idempotency.once(patient, operator, "key-3", "same", action)
+
+    def action(_body) -> tuple[int, dict]:
+        done.append(1)
+        with either.catalog.writing() as session:  # as if it had begun a minute ago
+            from admin_api.catalog.models import Idempotency
+
+            session.execute(
+                update(Idempotency).values(
+                    touched_at=real_datetime.datetime.now(real_datetime.UTC)
+                    - real_datetime.timedelta(seconds=60)
+                )
+            )
+        either.heartbeat.beat()
+        with pytest.raises(InProgress):
+            again()
+        return 200, {}
+
+    assert idempotency.once(patient, operator, "key-3", "same", action) == (200, {})
+    assert done == [1]
+
+
+# -- repair --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_replace_mends_a_damaged_product_and_leaves_a_whole_one(
+    either: Facility, operator, damage: str
+) -> None:
+    product = put(either, operator, "damaged", b"good bytes")
+    again = put(either, operator, "damaged", b"good bytes", policy=Policy.REPLACE)
+    assert again.generation == product.generation
+    with either.catalog.reading() as session:
+        key = session.scalars(select(File.key).where(File.product_pk == product.pk)).one()
+    path = either.settings.storage.mounts[0].backend.root / key
+    path.write_bytes(b"bad  bytes") if damage == "flipped" else path.unlink()
+    mended = put(either, operator, "damaged", b"good bytes", policy=Policy.REPLACE)
+    assert mended.generation > product.generation
+    assert content(either, operator, mended.id) == b"good bytes"
+    assert mended.id == product.id
+
+
+# -- clean-up touches nothing that is another's ----------------------------------------------------
+def test_clearing_an_attempt_spares_what_others_have_beneath_its_directory(
+    either: Facility, operator
+) -> None:
+    """Bytes that were registered by somebody, and the directories of other products."""
+    session = uploads.begin(either, operator, Wish("outer"))
+    directory = session.product.directory
+    either.storage.put(f"{directory}/foreign", iter([b"registered"]))
+    with either.catalog.writing() as catalog:
+        catalog.execute(
+            update(Product).where(Product.pk == session.product.pk).values(registered=True)
+        )
+    registered = reception.register(
+        either, operator, Wish("registered", registered_in=directory),
+        {"foreign": f"{directory}/foreign"},
+    )  # fmt: skip
+    with registered:
+        registered.store("foreign", either.storage.open(f"{directory}/foreign"))
+        kept = registered.commit().product
+    with either.catalog.writing() as catalog:
+        catalog.execute(
+            update(Product).where(Product.pk == session.product.pk).values(registered=False)
+        )
+    uploads.abort(either, operator, session.upload.id)
+    housekeeping.clean(either)
+    assert content(either, operator, kept.id) == b"registered"
