@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-TESTS  ?= tests
+TESTS  ?=
 KEEP   ?=
 DATA   ?=
 ENVIRONMENT ?= terraform/environments/local
@@ -22,7 +22,7 @@ demo: $(VENV)/.ready ## run the main job on the embedded profile (DATA=dir: your
 
 test: $(VENV)/.ready-test $(VENV)/.ready-lint $(VENV)/.ready-facility lint ## lint and every test tier this machine can run
 	@$(BIN)/python scripts/prerequisites.py
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python scripts/tiers.py $(TESTS)
 
 test-fast: $(VENV)/.ready-test ## unit and contract tests only
 	@$(BIN)/python -m pytest tests/unit tests/contract
