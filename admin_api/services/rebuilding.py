@@ -150,27 +150,31 @@ class _Name:
             made = Product(name=self._history.name, generation=generation.number)
             self._describe(made, claim)
             return sum(len(item.entries) for item in generation.claims)
-        if row.id != claim.id and not self._gives_way(row, claim):
+        if row.id != claim.id and not self._gives_way(row, claim, generation):
             return 0
         is_new = row.id != claim.id or row.available_at is None
         count = sum(is_new or entry.number > row.number for entry in claim.entries)
         if claim.state == "void":
-            count = self._keep(row, claim) if row.id == claim.id else 0
+            count = self._keep(row, claim)
         elif (
             is_new
             or (claim.state == "removed" and row.state == State.AVAILABLE)
             or (row.state == State.AVAILABLE and row.number < claim.number)
+            or (row.state == State.REMOVED and row.file_count == 0 and claim.available)
         ):
             self._describe(row, claim)
             count = max(count, 1)
         else:
+            if claim.state == "removed" and row.number < claim.number:
+                # Recorded, but its bytes may be there still: housekeeping finishes it.
+                self._say_removed(row, self._histories.load(claim.deciding))
             self._keep(row, claim)
         return count
 
-    def _gives_way(self, row: Product, claim: Claim) -> bool:
-        """Whether a row with another id is no more than the records say otherwise."""
-        if row.available_at is None:
-            return True
+    def _gives_way(self, row: Product, claim: Claim, generation: Generation) -> bool:
+        """Whether the records know better than a row with another id."""
+        if row.available_at is None or row.id in {item.id for item in generation.claims}:
+            return claim.state != "void"
         if row.state == State.REMOVED:
             return claim.state == "available"
         if claim.state == "available":
@@ -218,8 +222,7 @@ class _Name:
         row.state = State.AVAILABLE
         if claim.state == "removed":
             row.state = State.REMOVED
-            row.removed_at, row.removed_by = said.time, said.subject
-            row.removed_cause = said.cause
+            self._say_removed(row, said)
         elif claim.state == "void":
             # Nothing came of it; the row is there so that its number is not given again.
             row.state, row.available_at = State.REMOVED, None
@@ -228,6 +231,9 @@ class _Name:
         self._session.add(row)
         self._session.flush()
         self._replace_files(row, mount, said, is_other)
+
+    def _say_removed(self, row: Product, said: Statement) -> None:
+        row.removed_at, row.removed_by, row.removed_cause = said.time, said.subject, said.cause
 
     def _replace_files(self, row: Product, mount: str, said: Statement, is_other: bool) -> None:
         self._session.execute(delete(File).where(File.product_pk == row.pk))

@@ -194,6 +194,8 @@ def read_all(facility: Facility) -> Iterator[Found | Unreadable]:
     with ThreadPoolExecutor(_READERS, thread_name_prefix="records") as pool:
         for mount in facility.storage.stores:
             yield from _read_mount(facility, mount, pool)
+            for key in facility.storage.strays(join(mount, DIRECTORY)):
+                yield Unreadable(key, "is no plain file, or its name is no key")
 
 
 def _read_mount(
