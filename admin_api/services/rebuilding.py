@@ -109,21 +109,32 @@ class _Name:
         self._settled = _Settled()
 
     def settle(self) -> _Settled:
-        """Bring the rows up to date, each generation in a savepoint of its own."""
+        """Bring the rows up to date, each generation in a savepoint of its own.
+
+        In their order: what is replaced makes way before what replaces it becomes available.
+        """
+        generations = self._history.generations
+        for generation in generations:
+            if generation.number < self._newest:
+                self._settle_one(generation)
         for row in self._rows.values():
             if row.state == State.AVAILABLE and row.generation < self._newest:
                 self._retire(row)
         self._session.flush()
-        for generation in self._history.generations:
-            known = self._rows.get(generation.number)
-            claim = self._choose(generation, known)
-            try:
-                with self._session.begin_nested():
-                    self._settled.applied += self._merge(known, claim, generation)
-            except (IntegrityError, DataError):
-                self._settled.has_clashed = True
-                self._tell(claim, "names a file that belongs to another product")
+        for generation in generations:
+            if generation.number >= self._newest:
+                self._settle_one(generation)
         return self._settled
+
+    def _settle_one(self, generation: Generation) -> None:
+        row = self._rows.get(generation.number)
+        claim = self._choose(generation, row)
+        try:
+            with self._session.begin_nested():
+                self._settled.applied += self._merge(row, claim, generation)
+        except (IntegrityError, DataError):
+            self._settled.has_clashed = True
+            self._tell(claim, "names a file that belongs to another product")
 
     def _choose(self, generation: Generation, row: Product | None) -> Claim:
         """The claim that holds; where several products exist, the catalog's or the first one."""
@@ -164,10 +175,9 @@ class _Name:
         ):
             self._describe(row, claim)
             count = max(count, 1)
+        elif claim.state == "removed" and row.state == State.REMOVING:
+            self._describe(row, claim)
         else:
-            if claim.state == "removed" and row.number < claim.number:
-                # Recorded, but its bytes may be there still: housekeeping finishes it.
-                self._say_removed(row, self._histories.load(claim.deciding))
             self._keep(row, claim)
         return count
 
@@ -200,6 +210,8 @@ class _Name:
         if claim.available is not None and claim.available != claim.deciding:
             newest = self._histories.load(claim.available)
         mount, is_other = claim.deciding.mount, row.id != claim.id
+        # Its removal is recorded, but its bytes may be there still: housekeeping finishes it.
+        is_going = row.state == State.REMOVING and claim.state == "removed" and not is_other
         if is_other or said.attempt:
             row.attempt = said.attempt or ""
         row.number = claim.number if is_other else max(row.number, claim.number)
@@ -221,8 +233,9 @@ class _Name:
         row.removed_at = row.removed_by = row.removed_cause = row.successor = None
         row.state = State.AVAILABLE
         if claim.state == "removed":
-            row.state = State.REMOVED
-            self._say_removed(row, said)
+            row.state = State.REMOVING if is_going else State.REMOVED
+            row.removed_at, row.removed_by = said.time, said.subject
+            row.removed_cause = said.cause
         elif claim.state == "void":
             # Nothing came of it; the row is there so that its number is not given again.
             row.state, row.available_at = State.REMOVED, None
@@ -230,10 +243,8 @@ class _Name:
             self._retire(row)
         self._session.add(row)
         self._session.flush()
-        self._replace_files(row, mount, said, is_other)
-
-    def _say_removed(self, row: Product, said: Statement) -> None:
-        row.removed_at, row.removed_by, row.removed_cause = said.time, said.subject, said.cause
+        if not is_going:
+            self._replace_files(row, mount, said, is_other)
 
     def _replace_files(self, row: Product, mount: str, said: Statement, is_other: bool) -> None:
         self._session.execute(delete(File).where(File.product_pk == row.pk))
