@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import random
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 
-from admin_api.catalog.models import Product
+from admin_api.catalog.models import File, Product
+from admin_api.cli.main import main as command
+from admin_api.errors import StorageManagerError, Unavailable
 from admin_api.products.records import RecordedFile, Statement, record_key
+from admin_api.services import housekeeping, reconciliation, records, removal, uploads
 from admin_api.services import rebuilding as module
-from admin_api.services import records
 from admin_api.services.access import Principal
-from admin_api.services.facility import Facility
+from admin_api.services.facility import Facility, open_facility
+from admin_api.services.ingest import Order, ingest
 from admin_api.services.rebuilding import Rebuilt, rebuild
 from admin_api.services.records import Found, Unreadable
+from admin_api.services.wishes import Expected, Policy, Wish
+from admin_api.settings import CatalogSettings
+from admin_api.storage.base import Stat
 from tests.conftest import make_facility
 
 OPERATOR = Principal("operator", frozenset(["admin"]), None)
@@ -301,3 +312,161 @@ def test_every_history_read_in_any_order_gives_the_lost_catalog(
 @given(history=histories(), seed=st.integers(0, 1 << 30), cut=st.integers(0, 12))
 def test_so_it_does_on_postgresql(on_postgresql, history, seed, cut) -> None:
     _Property.check(on_postgresql, history, seed, cut)
+
+
+# -- histories made by the services ----------------------------------------------------------------
+class _Killed(BaseException):
+    """The process dies here."""
+
+
+@contextlib.contextmanager
+def dying(facility: Facility, before: bool) -> Iterator[None]:
+    """The process dies when it writes the next record: before it is there, or just after."""
+    put = facility.storage.put
+
+    def killing(key, chunks, size_hint=None):
+        if not key.startswith(".products/"):
+            return put(key, chunks, size_hint)
+        if not before:
+            put(key, chunks, size_hint)
+        raise _Killed
+
+    facility.storage.put = killing
+    try:
+        with contextlib.suppress(_Killed):
+            yield
+    finally:
+        facility.storage.put = put
+
+
+NAMES = ("plain.nc", "other.nc", "née.nc")
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["ingest"] * 4
+            + ["replace", "remove", "remove", "hold", "release", "retain"]
+            + ["register", "fail", "archive"]
+        ),
+        st.sampled_from(NAMES),
+        st.sampled_from([None, "aa", "zz"]),
+        st.integers(1, 3),
+        st.sampled_from([None] * 4 + ["before", "after"]),
+    ),
+    min_size=2,
+    max_size=9,
+)
+
+
+def act(
+    facility: Facility, inbox: Path, verb: str, name: str, product_id: str | None, content: int
+):
+    """One step of a history; what the services refuse has changed nothing."""
+    data = bytes([content]) * (100 + content)
+    with facility.catalog.reading() as session:
+        current = session.scalars(
+            select(Product).where(Product.name == name, Product.state == "available")
+        ).first()
+    wish = Wish(
+        name,
+        None if product_id is None else f"{product_id}-{name[0]}",
+        Policy.REPLACE if verb == "replace" else Policy.SKIP,
+    )
+    if verb in ("ingest", "replace"):
+        uploads.receive(facility, OPERATOR, wish, iter([data]), Expected(), None)
+    elif verb == "fail":
+        uploads.receive(facility, OPERATOR, wish, iter([data]), Expected(sha256="0" * 64), None)
+    elif verb == "archive":
+        (inbox / name).mkdir(exist_ok=True)
+        (inbox / name / "a.nc").write_bytes(data)
+        (inbox / name / "b").mkdir(exist_ok=True)
+        (inbox / name / "b" / "c.nc").write_bytes(data)
+        ingest(facility, OPERATOR, wish, Order(source=(inbox / name).as_uri()))
+    elif verb == "register":
+        (store,) = facility.storage.stores.values()
+        place = store.root / "by-hand" / f"{content}.nc"
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(data)
+        ingest(facility, OPERATOR, wish, Order(source=place.as_uri(), register=True))
+    elif current is None:
+        return
+    elif verb == "remove":
+        removal.remove(facility, OPERATOR, current.id, "not needed")
+    elif verb in ("hold", "release"):
+        reason = "wanted" if verb == "hold" else None
+        wish = removal.Keeping(change_hold=True, hold_reason=reason)
+        removal.keep(facility, OPERATOR, current.id, wish)
+    else:
+        wish = removal.Keeping(
+            change_retention=True, retention_until=START + timedelta(days=content)
+        )
+        removal.keep(facility, OPERATOR, current.id, wish)
+
+
+class _Services:
+    """A history by the services, with crashes; the catalog is lost; the records give it back."""
+
+    @staticmethod
+    def check(directory: Path, catalogs, steps, seed: int) -> None:
+        first = make_facility(
+            directory,
+            {"type": "posix", "root": directory / "store"},
+            housekeeping={"grace_seconds": 1e-6, "commit_grace_seconds": 1e-6},
+            catalog=next(catalogs),
+        )
+        try:
+            for verb, name, product_id, content, crash in steps:
+                with contextlib.ExitStack() as stack:
+                    stack.enter_context(contextlib.suppress(StorageManagerError))
+                    if crash is not None:
+                        stack.enter_context(dying(first, crash == "before"))
+                    act(first, directory / "inbox", verb, name, product_id, content)
+                housekeeping.clean(first)
+            housekeeping.clean(first)
+            lost = rows_of(first, but=["recorded"])
+        finally:
+            first.catalog.close()
+        second = open_facility(first.settings.model_copy(update={"catalog": next(catalogs)}))
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                items = list(records.read_all(second))
+                random.Random(seed).shuffle(items)
+                patch.setattr(module.records, "read_all", lambda facility: iter(items))
+                assert problems_of(second) == []
+            rebuilt = rows_of(second, but=["recorded"])
+            real = {place: row for place, row in lost.items() if row["available_at"] is not None}
+            assert {
+                place: row for place, row in rebuilt.items() if row["available_at"] is not None
+            } == real
+            for place in rebuilt.keys() - real.keys():
+                assert rebuilt[place]["state"] == "removed", "an attempt that failed is a product"
+            for name in NAMES:
+                given = {generation for other, generation in rebuilt if other == name}
+                with contextlib.suppress(StorageManagerError):  # held
+                    wish = Wish(name, policy=Policy.REPLACE)
+                    made = uploads.receive(second, OPERATOR, wish, iter([b"new"]), Expected(), None)
+                    if made.result != "skipped":
+                        assert made.product.generation > max(given, default=0), "given twice"
+        finally:
+            second.catalog.close()
+
+
+@settings(max_examples=12, **QUICK)
+@given(steps=STEPS, seed=st.integers(0, 1 << 30))
+def test_what_the_services_did_comes_back_when_the_catalog_is_lost(
+    tmp_path_factory, steps, seed
+) -> None:
+    directory = tmp_path_factory.mktemp("history")
+    urls = (f"sqlite:///{directory}/{name}.sqlite" for name in ("lost", "rebuilt"))
+    _Services.check(directory, (CatalogSettings(url=url) for url in urls), steps, seed)
+
+
+@settings(max_examples=3, **QUICK)
+@given(steps=STEPS, seed=st.integers(0, 1 << 30))
+def test_so_it_does_from_postgresql(tmp_path_factory, database, steps, seed) -> None:
+    made = (
+        CatalogSettings(
+            url=database.url(database.new_database()), password_file=database.password_file
+        )
+        for _ in range(2)
+    )
+    _Services.check(tmp_path_factory.mktemp("history"), made, steps, seed)
