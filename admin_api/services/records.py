@@ -240,17 +240,25 @@ def _read_object(facility: Facility, mount: str, key: str) -> Iterator[Found | U
 def _parse(
     facility: Facility, mount: str, key: str, chunks: Iterable[bytes]
 ) -> Iterator[Found | Unreadable]:
+    """The statements of one object, and at its end what is wrong with it, in one sentence."""
+    first, more = "", 0
     for item in parse_records(chunks):
         if isinstance(item, Flaw):
-            where = f"line {item.line} " if item.line else ""
-            yield Unreadable(key, where + item.reason, _subject(mount, key))
-            continue
-        line, statement = item
-        misplaced = _misplaced(facility, mount, statement)
-        if misplaced is not None:
-            yield Unreadable(key, misplaced, _subject(mount, key))
+            place, reason = f"line {item.line} " if item.line else "", item.reason
         else:
-            yield Found(mount, key, line, statement)
+            line, statement = item
+            misplaced = _misplaced(facility, mount, statement)
+            if misplaced is None:
+                yield Found(mount, key, line, statement)
+                continue
+            place, reason = f"the statement about {statement.name!r} ", misplaced
+        if first:
+            more += 1
+        else:
+            first = place + reason
+    if first:
+        also = f" (and so with {more} more lines)" if more else ""
+        yield Unreadable(key, first + also, _subject(mount, key))
 
 
 def _subject(mount: str, key: str) -> tuple[str, int, int] | None:

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, event, select, update
 
 from admin_api.catalog.models import File, Product
 from admin_api.cli.main import main as command
@@ -30,6 +30,7 @@ from admin_api.services.records import Found, Unreadable
 from admin_api.services.wishes import Expected, Policy, Wish
 from admin_api.settings import CatalogSettings
 from admin_api.storage.base import Stat
+from admin_api.storage.posix import PosixStorage
 from tests.conftest import make_facility
 
 OPERATOR = Principal("operator", frozenset(["admin"]), None)
@@ -470,3 +471,337 @@ def test_so_it_does_from_postgresql(tmp_path_factory, database, steps, seed) -> 
         for _ in range(2)
     )
     _Services.check(tmp_path_factory.mktemp("history"), made, steps, seed)
+
+
+# -- single faults ---------------------------------------------------------------------------------
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Facility]:
+    facility = make_facility(tmp_path, {"type": "posix", "root": tmp_path / "store"})
+    yield facility
+    facility.catalog.close()
+
+
+def put(
+    facility: Facility, name: str, product_id: str | None = None, data: bytes = b"x"
+) -> Product:
+    wish = Wish(name, product_id, Policy.REPLACE)
+    return uploads.receive(facility, OPERATOR, wish, iter([data]), Expected(), None).product
+
+
+def record_of(facility: Facility, product: Product, number: int = 1) -> Path:
+    (store,) = facility.storage.stores.values()
+    return store.root / record_key(product.id, product.name, product.generation, number)
+
+
+def written(path: Path, *statements: Statement) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join(statement.line() for statement in statements))
+
+
+def changed(path: Path, **changes: object) -> None:
+    """What the record would be if somebody had written other things with a right checksum."""
+    content = json.loads(path.read_bytes())
+    (file,) = content["files"]
+    del content["check"]
+    if "key" in changes:
+        changes = {"files": [file | changes]}
+    written(path, Statement(**(content | changes)))
+
+
+DAMAGES = {
+    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "garbage": lambda path: path.write_bytes(os.urandom(500)),
+    "NULs": lambda path: path.write_bytes(b"\0" * path.stat().st_size),
+    "empty": lambda path: os.truncate(path, 0),
+    "unknown version": lambda path: path.write_bytes(b'{"version":7,"state":"moved"}\n'),
+    "altered": lambda path: path.write_bytes(path.read_bytes().replace(b'"size":1', b'"size":2')),
+    "leads out": lambda path: changed(path, key="../../../etc/passwd"),
+    "another's key": lambda path: changed(path, key="unsorted/left.nc/left.nc"),
+    "our own key": lambda path: changed(path, key=".products/00/x.jsonl"),
+    "no directory": lambda path: changed(path, directory=""),
+    "too long": lambda path: path.write_bytes(b"{" + b" " * 2000 + b"}\n"),
+    "a link": lambda path: (
+        path.rename(path.with_suffix(".moved")),
+        path.symlink_to(path.with_suffix(".moved")),
+    ),
+    "a link to nothing": lambda path: (path.unlink(), path.symlink_to("nowhere")),
+    "a directory": lambda path: (path.unlink(), path.mkdir(), (path / "x.jsonl").write_bytes(b"?")),
+    "mode 0, read fails": None,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_is_named_and_costs_no_other_product(
+    site: Facility, monkeypatch, damage: str
+) -> None:
+    products = [put(site, name) for name in ("left.nc", "broken.nc", "right.nc")]
+    path = record_of(site, products[1])
+    key = str(path.relative_to(path.parents[2]))
+    whole = rows_of(site)
+    if DAMAGES[damage] is None:
+        opened = site.storage.open
+
+        def failing(name, start=0, stop=None):
+            if name == key:
+                raise Unavailable("The store failed on it: Input/output error.")
+            return opened(name, start, stop)
+
+        monkeypatch.setattr(site.storage, "open", failing)
+    else:
+        DAMAGES[damage](path)
+    monkeypatch.setattr("admin_api.products.records.MAX_LINE_BYTES", 1500)
+
+    told = [
+        item
+        for item in reconciliation.reconcile(site, OPERATOR)
+        if isinstance(item, reconciliation.Finding)
+    ]
+    assert {item.key.removesuffix("/x.jsonl") for item in told} == {key}
+    assert "unreadable" in {item.kind for item in told}
+    assert all(item.reason for item in told)
+
+    problems = problems_of(emptied(site))
+    assert [item.key.removesuffix("/x.jsonl") for item in problems] == [key]
+    assert problems[0].reason.startswith(("is ", "line 1 ", "cannot be read"))
+    del whole["broken.nc", 1]
+    assert rows_of(site, but=["recorded"]) == {
+        place: {key: value for key, value in row.items() if key != "recorded"}
+        for place, row in whole.items()
+    }
+
+
+def test_one_bad_line_of_many_in_an_object_is_named_by_its_number(site: Facility) -> None:
+    products = [put(site, name) for name in ("a", "b", "c")]
+    lines = [record_of(site, product).read_bytes() for product in products]
+    for product in products:
+        record_of(site, product).unlink()
+    bulk = record_of(site, products[0]).with_name("chunk-000001.jsonl")
+    bulk.write_bytes(lines[0] + lines[1].replace(b"unsorted", b"unsortet") + lines[2])
+    (problem,) = problems_of(emptied(site))
+    assert problem.key.endswith("chunk-000001.jsonl")
+    assert problem.reason.startswith("line 2 ")
+    assert {name for name, _ in rows_of(site)} == {"a", "c"}
+
+
+def test_the_command_names_what_is_unreadable_and_says_so_by_its_exit_code(
+    site: Facility, tmp_path: Path, monkeypatch
+) -> None:
+    broken = put(site, "broken.nc")
+    put(site, "whole.nc")
+    settings_file = tmp_path / "settings.toml"
+    settings_file.write_text(
+        f'state_dir = "{tmp_path}/fresh"\n[auth]\nkey_file = "{tmp_path}/keys"\n'
+        f'[[storage.mounts]]\n[storage.mounts.backend]\ntype = "posix"\nroot = "{tmp_path}/store"\n'
+    )
+
+    def run(*arguments: str):
+        return CliRunner().invoke(
+            command, ["rebuild", "--settings", str(settings_file), *arguments]
+        )
+
+    assert run().exit_code == 0
+    path = record_of(site, broken)
+    os.truncate(path, 40)
+    said = run()
+    assert said.exit_code == 1
+    assert path.name in said.output
+    assert "2 statements" not in said.output
+    machine = run("--json")
+    assert machine.exit_code == 1
+    *unreadable, summary = [json.loads(line) for line in machine.stdout.splitlines()]
+    assert summary == {"statements": 1, "applied": 0}
+    assert [(line["type"], Path(line["key"]).name) for line in unreadable] == [
+        ("unreadable", path.name)
+    ]
+
+    def failing(*_):
+        raise Unavailable("The store does not answer.")
+
+    monkeypatch.setattr(PosixStorage, "list", failing)
+    assert run().exit_code == 6
+
+
+def test_a_store_that_fails_in_the_middle_is_an_error_and_not_a_list_of_records(
+    site: Facility, monkeypatch
+) -> None:
+    put(site, "a")
+
+    def failing(*_):
+        raise Unavailable("The store does not answer.")
+
+    monkeypatch.setattr(site.storage, "open", failing)
+    (store,) = site.storage.stores.values()
+    monkeypatch.setattr(store, "ping", failing)
+    with pytest.raises(Unavailable):
+        list(rebuild(site))
+
+
+def test_a_name_that_came_again_under_another_id_comes_back(site: Facility) -> None:
+    put(site, "n", "zz")
+    removal.remove(site, OPERATOR, "zz", "test")
+    put(site, "n", "aa")
+    lost = rows_of(site, but=["recorded"])
+    assert problems_of(emptied(site)) == []
+    assert rows_of(site, but=["recorded"]) == lost
+
+
+def test_the_void_of_a_forgotten_attempt_hides_no_product(site: Facility) -> None:
+    product = put(site, "n", "mm")
+    statement = Statement.model_validate_json(record_of(site, product).read_bytes())
+    for other in ("aa", "zz"):
+        void = statement.model_copy(update={"id": other, "state": "void", "files": ()})
+        records.write(site, "", void)
+    lost = rows_of(site, but=["recorded"])
+    assert problems_of(emptied(site)) == []
+    assert rows_of(site, but=["recorded"]) == lost
+
+
+@pytest.mark.parametrize("state", ["receiving", "committing", "removing", "removed"])
+def test_an_attempt_that_an_old_catalog_has_in_hand_becomes_what_its_record_says(
+    site: Facility, state: str
+) -> None:
+    put(site, "n", "mm")
+    lost = rows_of(site, but=["recorded"])
+    with site.catalog.writing() as session:
+        session.execute(delete(File))
+        session.execute(
+            update(Product).values(
+                state=state, id="0" * 32, number=0, recorded=0, available_at=None, list_digest=None
+            )
+        )
+    assert problems_of(site) == []
+    assert rows_of(site, but=["recorded"]) == lost
+
+
+@pytest.mark.parametrize("state", ["removing", "removed"])
+def test_a_removal_that_only_the_catalog_knows_is_not_undone(site: Facility, state: str) -> None:
+    put(site, "n")
+    with site.catalog.writing() as session:
+        session.execute(update(Product).values(state=state, number=2, removed_cause="decided"))
+    newer = rows_of(site, but=["recorded"])
+    assert problems_of(site) == []
+    assert rows_of(site, but=["recorded"]) == newer
+
+
+def test_a_file_that_was_registered_again_belongs_to_the_newer_product(site: Facility) -> None:
+    (store,) = site.storage.stores.values()
+    place = store.root / "by-hand" / "x.nc"
+    place.parent.mkdir()
+    place.write_bytes(b"x")
+    order = Order(source=place.as_uri(), register=True)
+    ingest(site, OPERATOR, Wish("z-first", "first"), order)
+    with site.catalog.reading() as session:
+        older = session.scalars(select(Product)).one()
+        files = records.files_of(session, older)
+    removal.remove(site, OPERATOR, "first", "test")
+    ingest(site, OPERATOR, Wish("a-second", "second"), order)
+    lost = rows_of(site, but=["recorded"])
+    # The old catalog knows the first product only; the second comes earlier in the records.
+    with emptied(site).catalog.writing() as session:
+        for row in (older, *files):
+            session.merge(row)
+    assert problems_of(site) == []
+    assert rows_of(site, but=["recorded"]) == lost
+
+
+# -- reconciliation --------------------------------------------------------------------------------
+def findings(facility: Facility, principal: Principal = OPERATOR) -> dict[str, str]:
+    return {
+        item.key: item.kind
+        for item in reconciliation.reconcile(facility, principal)
+        if isinstance(item, reconciliation.Finding)
+    }
+
+
+def test_reconcile_notices_records_that_are_gone_or_say_something_else(site: Facility) -> None:
+    gone, held, whole = (put(site, name) for name in ("gone.nc", "held.nc", "whole.nc"))
+    wish = removal.Keeping(change_hold=True, hold_reason="wanted")
+    removal.keep(site, OPERATOR, held.id, wish)
+    assert rows_of(site) and findings(site) == {}
+    with site.catalog.writing() as session:
+        session.execute(update(Product).values(recorded=Product.number))
+    assert findings(site) == {}
+    record_of(site, gone).unlink()
+    with site.catalog.writing() as session:
+        session.execute(update(Product).where(Product.id == held.id).values(hold_reason=None))
+        session.execute(update(File).where(File.product_pk == whole.pk).values(sha256="0" * 64))
+    root = record_of(site, gone).parents[2]
+    assert findings(site) == {
+        str(record_of(site, gone).relative_to(root)): "record_missing",
+        str(record_of(site, held, 2).relative_to(root)): "contradiction",
+        str(record_of(site, whole).relative_to(root)): "contradiction",
+    }
+
+
+def test_an_administrator_of_one_mission_hears_of_its_findings_only(site: Facility) -> None:
+    names = [
+        "S3A_SL_1_RBT____20190116T050535_20190116T050835_20190117T125958_0179_021_048_0000_LN2_O_NT_003.SEN3",
+        "S5P_OFFL_L2__HCHO___20200328T053329_20200328T071459_12724_01_010108_20200330T103521.nc",
+    ]
+    products = [put(site, name) for name in (*names, "plain.nc")]
+    (store,) = site.storage.stores.values()
+    for product in products:
+        (store.root / product.directory / product.name).write_bytes(b"longer")
+    with site.catalog.writing() as session:
+        session.execute(update(Product).values(number=0))  # as if from a backup
+    (store.root / "S5P" / "stranger").write_bytes(b"?")
+    record_of(site, products[2]).with_name("bad.jsonl").write_bytes(b"?")
+    limited = Principal("admin of S3", frozenset(["admin"]), frozenset(["S3"]))
+    told = list(reconciliation.reconcile(site, limited))
+    assert {item.kind for item in told if isinstance(item, reconciliation.Finding)} == {
+        "wrong_size",
+        "unregistered",
+    }
+    assert all(
+        item.product_id == products[0].id
+        for item in told
+        if isinstance(item, reconciliation.Finding)
+    )
+    assert {item.key for item in told if isinstance(item, reconciliation.Progress)} == {""}
+    everything = findings(site)
+    assert (
+        sorted(everything.values())
+        == ["unknown", "unreadable"] + ["unregistered"] * 3 + ["wrong_size"] * 3
+    )
+
+
+def test_reconcile_passes_over_marks_of_directories_and_names_keys_that_cannot_be_ours(
+    site: Facility, monkeypatch
+) -> None:
+    put(site, "a")
+    listed = site.storage.list
+    foreign = [Stat(key, size, START) for key, size in (("dir/", 0), ("a//b", 5), ("x\\y", 1))]
+
+    def listing(prefix="", after=""):
+        return iter([*([] if prefix else foreign), *listed(prefix, after)])
+
+    monkeypatch.setattr(site.storage, "list", listing)
+    for page in (1, 2, 1000):
+        monkeypatch.setattr(reconciliation, "_PAGE", page)
+        assert findings(site) == {"a//b": "unknown", "x\\y": "unknown"}
+
+
+def test_reconcile_of_an_empty_store_reads_the_catalog_page_by_page(
+    site: Facility, monkeypatch
+) -> None:
+    products = [put(site, f"n{number}") for number in range(9)]
+    (store,) = site.storage.stores.values()
+    for product in products:
+        (store.root / product.directory / product.name).unlink()
+    with site.catalog.writing() as session:
+        session.execute(update(Product).values(available_at=START))
+    monkeypatch.setattr(reconciliation, "_PAGE", 2)
+    statements: list[str] = []
+
+    def note(connection, cursor, statement, *_) -> None:
+        statements.append(statement)
+
+    event.listen(site.catalog._engine, "before_cursor_execute", note)
+    try:
+        missing = [kind for kind in findings(site).values() if kind == "missing"]
+    finally:
+        event.remove(site.catalog._engine, "before_cursor_execute", note)
+    assert len(missing) == len(products)
+    ranges = [statement for statement in statements if "FROM file JOIN product" in statement]
+    assert len(ranges) >= len(products) / 2
+    assert all("LIMIT" in statement for statement in ranges)

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from admin_api.errors import InvalidKey
 from admin_api.products import records
+from admin_api.products.names import check_name
 from admin_api.products.records import Flaw, RecordedFile, Statement, parse_records
 
 NOW = datetime(2026, 11, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -58,6 +60,18 @@ def test_a_line_comes_back_as_it_was_written_in_whatever_pieces_it_arrives() -> 
         chunks = [data[at : at + size] for at in range(0, len(data), size)]
         found = [item[1] for item in parse_records(chunks)]
         assert found == [statement(number=number) for number in (1, 2, 3)]
+
+
+@given(name=st.text(min_size=1, max_size=30).filter(lambda text: text.isprintable()))
+def test_any_name_that_a_product_can_have_survives_being_written(name: str) -> None:
+    directory = f"unsorted/{name}"
+    try:
+        check_name(name)
+    except InvalidKey:
+        return
+    made = statement(name=name, directory=directory, registered=True, hold_reason=name)
+    assert made.line().count(b"\n") == 1
+    assert parsed(made.line()) == [made]
 
 
 def test_a_line_that_is_older_than_checksums_is_read() -> None:
