@@ -120,6 +120,6 @@ def rebuild(settings_file: Path | None, as_json: bool) -> None:
     )
     if unreadable:
         raise Failure(
-            f"{unreadable} records or lines could not be taken in; they are named above.",
+            f"Records that could not be taken in: {unreadable}. They are named above.",
             EXIT_FAILED,
         )

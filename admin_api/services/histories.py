@@ -76,6 +76,11 @@ class Claim:
         return next(state for state in ("removed", "available", "void") if state in states)
 
     @property
+    def is_uncertain(self) -> bool:
+        """Whether the newest statement cannot be read."""
+        return self.number > self.entries[-1].number
+
+    @property
     def available(self) -> Entry | None:
         """The newest statement that describes the product, or None."""
         return self._newest("available")

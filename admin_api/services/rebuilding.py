@@ -8,6 +8,7 @@ rest is told and passed over.  Called by ``storage-manager rebuild``, with the s
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from admin_api.catalog import events
 from admin_api.catalog.models import File, FileClaim, Product, State, Upload
+from admin_api.errors import NotFound
 from admin_api.keys import join
 from admin_api.products.records import Statement
 from admin_api.services import records
@@ -71,7 +73,7 @@ def rebuild(facility: Facility) -> Iterator[Rebuilt | Unreadable]:
             problems: list[Unreadable] = []
             with facility.catalog.writing() as session:
                 for history in batch:
-                    settled = _Name(session, histories, history).settle()
+                    settled = _Name(facility, session, histories, history).settle()
                     applied += settled.applied
                     if settled.has_clashed:
                         waiting.append(history.name)
@@ -81,7 +83,7 @@ def rebuild(facility: Facility) -> Iterator[Rebuilt | Unreadable]:
             yield Rebuilt(statements, applied)
         for name in waiting:
             with facility.catalog.writing() as session:
-                settled = _Name(session, histories, histories.of(name)).settle()
+                settled = _Name(facility, session, histories, histories.of(name)).settle()
             applied += settled.applied
             yield from settled.problems
     if applied:
@@ -93,7 +95,10 @@ def rebuild(facility: Facility) -> Iterator[Rebuilt | Unreadable]:
 class _Name:
     """The rows of one name on their way to what its records say."""
 
-    def __init__(self, session: Session, histories: Histories, history: History) -> None:
+    def __init__(
+        self, facility: Facility, session: Session, histories: Histories, history: History
+    ) -> None:
+        self._storage = facility.storage
         self._session, self._histories, self._history = session, histories, history
         self._rows = {
             row.generation: row
@@ -239,12 +244,24 @@ class _Name:
         elif claim.state == "void":
             # Nothing came of it; the row is there so that its number is not given again.
             row.state, row.available_at = State.REMOVED, None
+        elif claim.is_uncertain and self._is_gone(mount, said):
+            row.state, said = State.REMOVED, said.model_copy(update={"files": ()})
+            row.removed_at, row.removed_by = row.touched_at, events.SYSTEM.subject
+            row.removed_cause = "its files are gone, and its newest record cannot be read"
         elif row.generation < self._newest:
             self._retire(row)
         self._session.add(row)
         self._session.flush()
         if not is_going:
             self._replace_files(row, mount, said, is_other)
+
+    def _is_gone(self, mount: str, said: Statement) -> bool:
+        """Whether the store has none of the files that the statement names."""
+        for file in said.files:
+            with contextlib.suppress(NotFound):
+                self._storage.stat(join(mount, file.key))
+                return False
+        return True
 
     def _replace_files(self, row: Product, mount: str, said: Statement, is_other: bool) -> None:
         self._session.execute(delete(File).where(File.product_pk == row.pk))

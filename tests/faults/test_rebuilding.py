@@ -683,6 +683,32 @@ def test_a_removal_that_only_the_catalog_knows_is_not_undone(site: Facility, sta
     assert rows_of(site, but=["recorded"]) == newer
 
 
+def test_a_removed_product_whose_last_record_is_damaged_does_not_come_back_without_its_bytes(
+    site: Facility,
+) -> None:
+    gone, there = put(site, "gone.nc"), put(site, "there.nc")
+    removal.remove(site, OPERATOR, gone.id, "test")
+    wish = removal.Keeping(change_hold=True, hold_reason="wanted")
+    removal.keep(site, OPERATOR, there.id, wish)
+    for product in (gone, there):
+        os.truncate(record_of(site, product, 2), 30)
+    assert len(problems_of(emptied(site))) == 2
+    rows = rows_of(site)
+    assert (rows["gone.nc", 1]["state"], rows["there.nc", 1]["state"]) == ("removed", "available")
+    # The numbers of the damaged records are taken: the next change goes behind them.
+    assert {row["number"] for row in rows.values()} == {2}
+    assert removal.keep(site, OPERATOR, there.id, wish).number == 3
+    assert len(problems_of(site)) == 2
+    assert rows_of(site)["there.nc", 1]["hold_reason"] == "wanted"
+
+
+def test_a_change_goes_behind_a_damaged_record_that_has_its_number(site: Facility) -> None:
+    product = put(site, "n")
+    wish = removal.Keeping(change_hold=True, hold_reason="wanted")
+    record_of(site, product, 2).write_bytes(b"?")
+    assert removal.keep(site, OPERATOR, product.id, wish).number == 3
+
+
 def test_a_file_that_was_registered_again_belongs_to_the_newer_product(site: Facility) -> None:
     (store,) = site.storage.stores.values()
     place = store.root / "by-hand" / "x.nc"
