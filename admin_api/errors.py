@@ -55,6 +55,12 @@ class Denied(StorageManagerError):
     code = "storage_denied"
 
 
+class UnreadableRecord(StorageManagerError):
+    """A record in the store is damaged; what it said has to be looked at by an operator."""
+
+    code = "record_unreadable"
+
+
 class InvalidKey(StorageManagerError):
     """A name that breaks the grammar for keys (design rule 2)."""
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import click
 
-from admin_api.cli.client import EXIT_FAILED, Failure
+from admin_api.cli.client import EXIT_FAILED, EXIT_UNAVAILABLE, Failure
 from admin_api.cli.output import emit
-from admin_api.errors import StorageManagerError
+from admin_api.errors import CatalogUnavailable, Denied, StorageManagerError, Unavailable
 
 # The service's own modules are imported by the commands: clients need not wait for them.
 
@@ -88,17 +87,30 @@ def token(
 @settings_option
 @click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
 def rebuild(settings_file: Path | None, as_json: bool) -> None:
-    """Rebuild the catalog from the records in the stores (or bring an old one up to date)."""
+    """Rebuild the catalog from the records in the stores (or bring an old one up to date).
+
+    Names what cannot be read and goes on; the exit code is 1 then, and 6 if a store or the catalog
+    does not answer at all.
+    """
     from admin_api.services.facility import open_facility
     from admin_api.services.rebuilding import rebuild as run
+    from admin_api.services.records import Unreadable
     from admin_api.settings import load
 
-    counts: dict[str, Any] = {"statements": 0, "applied": 0}
+    counts = {"statements": 0, "applied": 0}
+    unreadable = 0
     try:
         for step in run(open_facility(load(settings_file))):
+            if isinstance(step, Unreadable):
+                unreadable += 1
+                line = {"type": "unreadable", "key": step.key, "reason": step.reason}
+                emit(as_json, line, f"unreadable  {step.key}: {step.reason}")
+                continue
             counts = {"statements": step.statements, "applied": step.applied}
             if not as_json:
                 click.echo(f"{step.statements} statements read", err=True)
+    except (CatalogUnavailable, Denied, Unavailable) as error:
+        raise Failure(error.detail, EXIT_UNAVAILABLE) from error
     except StorageManagerError as error:
         raise Failure(error.detail, EXIT_FAILED) from error
     emit(
@@ -106,3 +118,8 @@ def rebuild(settings_file: Path | None, as_json: bool) -> None:
         counts,
         f"{counts['statements']} statements read, {counts['applied']} were new to the catalog.",
     )
+    if unreadable:
+        raise Failure(
+            f"Records that could not be taken in: {unreadable}. They are named above.",
+            EXIT_FAILED,
+        )

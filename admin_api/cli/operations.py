@@ -65,7 +65,9 @@ def reconcile(client: Client) -> None:
     """Compare the catalog with the stores; says what is missing and what is unknown."""
     for line in client.lines("POST", "/v1/maintenance/reconciliation"):
         if line["type"] == "finding":
-            emit(client.as_json, line, f"{line['kind']:13}{human(line['size']):>10}  {line['key']}")
+            reason = f"  ({line['reason']})" if line["reason"] else ""
+            text = f"{line['kind']:15}{human(line['size']):>10}  {line['key']}{reason}"
+            emit(client.as_json, line, text)
         elif line["type"] == "progress" and not client.quiet:
             click.echo(f"{line['objects']} objects compared", err=True)
         elif line["type"] == "summary":

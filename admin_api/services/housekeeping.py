@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 
 from admin_api.catalog import clock, entries
 from admin_api.catalog.entries import ProductEntry
@@ -112,7 +113,7 @@ def _unrecorded(facility: Facility, touched_before: datetime) -> list[ProductEnt
 def _attempt(action: Callable[[], object], product: ProductEntry) -> int:
     try:
         action()
-    except StorageManagerError:
+    except (StorageManagerError, IntegrityError):
         log.exception("a leftover stays for the next round", extra={"pk": product.pk})
         return 0
     return 1

@@ -209,16 +209,7 @@ def _reserve(
     product_id = wish.product_id or (existing.id if existing else uuid.uuid4().hex)
     if existing is None and wish.product_id is not None:
         _refuse_other_name(session, principal, wish)
-    given = select(func.max(Product.generation)).where(Product.name == wish.name)
-    forgotten = select(Forgotten.generation).where(Forgotten.name == wish.name)
-    # One statement, so that a row that is forgotten meanwhile is counted once or the other way.
-    last = session.execute(
-        select(
-            func.coalesce(given.scalar_subquery(), 0),
-            func.coalesce(forgotten.scalar_subquery(), 0),
-        )
-    ).one()
-    generation = max(last) + 1
+    generation = _next_generation(session, wish.name)
     parsed = parse_name(wish.name)
     now = clock.read(session)
     values = {
@@ -250,6 +241,19 @@ def _reserve(
     )
     assert made is not None
     return made
+
+
+def _next_generation(session: Session, name: str) -> int:
+    given = select(func.max(Product.generation)).where(Product.name == name)
+    forgotten = select(Forgotten.generation).where(Forgotten.name == name)
+    # One statement, so that a row that is forgotten meanwhile is counted once or the other way.
+    last = session.execute(
+        select(
+            func.coalesce(given.scalar_subquery(), 0),
+            func.coalesce(forgotten.scalar_subquery(), 0),
+        )
+    ).one()
+    return int(max(last)) + 1
 
 
 def _refuse_other_name(session: Session, principal: Principal, wish: Wish) -> None:
@@ -357,6 +361,8 @@ def commit(
     )
     mount = records.mount_path(facility, claimed)
     try:
+        if (claimed.id, claimed.generation) != (attempt.id, attempt.generation):
+            _leave_word(facility, attempt, claimed)
         records.write(facility, mount, statement)
     except StorageManagerError:
         log.exception("record not written or not confirmed", extra={"product": claimed.id})
@@ -443,7 +449,11 @@ def _succeed(session: Session, claimed: ProductEntry, existing: ProductEntry) ->
     )
     if not reserved:
         raise InProgress(f"{claimed.name!r} is being removed or held right now; try again.")
-    return _move(session, _is(claimed, State.COMMITTING), {"id": existing.id})[0]
+    values: dict[str, Any] = {"id": existing.id}
+    if claimed.generation < existing.generation:
+        # It began earlier and commits later: generations are in the order of their commits.
+        values["generation"] = _next_generation(session, claimed.name)
+    return _move(session, _is(claimed, State.COMMITTING), values)[0]
 
 
 def _make_way(
@@ -555,15 +565,25 @@ def settle(facility: Facility, attempt: ProductEntry) -> bool:
     return False
 
 
+def _leave_word(facility: Facility, attempt: ProductEntry, claimed: ProductEntry) -> None:
+    """Under the numbers that the attempt began with: where its record is.
+
+    An older catalog knows the attempt by these, and must find the product before it clears up.
+    """
+    void = records.describe(facility, attempt, (), 1, "void").model_copy(
+        update={"moved_to": (claimed.id, claimed.generation)}
+    )
+    with contextlib.suppress(AlreadyExists):  # by an earlier try of the same commit
+        records.write(facility, records.mount_path(facility, attempt), void)
+
+
 def _put_void(facility: Facility, attempt: ProductEntry) -> Statement | None:
     """See to it that there is no record and never will be; the record if there is one."""
     void = records.describe(facility, attempt, (), 1, "void")
-    mount = records.mount_path(facility, attempt)
     try:
-        records.write(facility, mount, void)
+        records.write(facility, records.mount_path(facility, attempt), void)
     except AlreadyExists:
-        found = records.read(facility, mount, void)
-        return found if found.state == "available" else None
+        return _record_of(facility, attempt)
     return None
 
 
@@ -619,12 +639,21 @@ def expire(facility: Facility, attempt: ProductEntry, cause: str, stale: datetim
 
 
 def _record_of(facility: Facility, attempt: ProductEntry) -> Statement | None:
-    first = records.describe(facility, attempt, (), 1, "void")
-    try:
-        found = records.read(facility, records.mount_path(facility, attempt), first)
-    except NotFound:
-        return None
-    return found if found.state == "available" else None
+    """The record that says that there is a product, be it under other numbers by now."""
+    sought = records.describe(facility, attempt, (), 1, "void")
+    mount = records.mount_path(facility, attempt)
+    with contextlib.suppress(NotFound):
+        found = records.read(facility, mount, sought)
+        if found.moved_to is not None and found.attempt == attempt.attempt:
+            product_id, generation = found.moved_to
+            found = records.read(
+                facility,
+                mount,
+                sought.model_copy(update={"id": product_id, "generation": generation}),
+            )
+        if found.state == "available":
+            return found
+    return None
 
 
 def _adopt(facility: Facility, attempt: ProductEntry, record: Statement) -> None:
@@ -637,13 +666,14 @@ def _adopt(facility: Facility, attempt: ProductEntry, record: Statement) -> None
     values = {
         "number": 1,
         "id": record.id,
+        "generation": record.generation,
         "size": sum(file.size for file in files),
         "file_count": len(files),
         "list_digest": record.list_digest,
     }
     with facility.catalog.writing() as session:
         newer = _available(session, attempt.name)
-        if newer is not None and newer.generation > attempt.generation:
+        if newer is not None and newer.generation > record.generation:
             values |= {
                 "state": State.REMOVING,
                 "number": 2,
@@ -809,7 +839,8 @@ def keep(
             ],
         )
     record_kept(facility, kept[0])
-    return kept[0]
+    with facility.catalog.reading() as session:
+        return entries.product(session, product.pk) or kept[0]
 
 
 def record_kept(facility: Facility, product: ProductEntry) -> None:

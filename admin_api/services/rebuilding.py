@@ -1,134 +1,305 @@
 """Rebuilding the catalog from the records in the store, or bringing an old one up to date.
 
-Statements are applied in any order, the newest (highest generation, highest number) winning, so
-running it again changes nothing.  Called by ``storage-manager rebuild``.
+The records decide: what they say of a name is put together from all its statements
+(``histories.py``), so their order cannot matter, and running it again changes nothing.  What the
+catalog knows beyond them stays: a state moves forward only.  What cannot be read or contradicts the
+rest is told and passed over.  Called by ``storage-manager rebuild``, with the service stopped.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, insert, select
+from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 
 from admin_api.catalog import events
-from admin_api.catalog.models import File, Product, State
+from admin_api.catalog.models import File, FileClaim, Product, State, Upload
+from admin_api.errors import NotFound
 from admin_api.keys import join
 from admin_api.products.records import Statement
 from admin_api.services import records
 from admin_api.services.facility import Facility
+from admin_api.services.histories import Claim, Generation, Histories, History
+from admin_api.services.records import Unreadable
 
-_BATCH = 500
+_BATCH = 200
+_PROGRESS = 1000
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """How far the rebuild has come."""
+    """How far the rebuild has come: statements read, and those that were new to the catalog."""
 
     statements: int
     applied: int
 
 
-def rebuild(facility: Facility) -> Iterator[Rebuilt]:
-    """Apply every statement in the store to the catalog, in batches."""
+@dataclass(slots=True)
+class _Settled:
+    """What came of one name."""
+
+    applied: int = 0
+    #: A file belongs to another product, which may have to go itself: worth another look later.
+    has_clashed: bool = False
+    problems: list[Unreadable] = field(default_factory=list)
+
+
+def rebuild(facility: Facility) -> Iterator[Rebuilt | Unreadable]:
+    """Apply every statement in the stores to the catalog, in batches; tell what cannot be.
+
+    Raises what a store raises that cannot be listed, and CatalogUnavailable.
+    """
     statements = applied = 0
-    found = records.read_all(facility)
-    while batch := list(islice(found, _BATCH)):
+    with Histories(facility.settings.state_dir) as histories:
+        for item in records.read_all(facility):
+            if isinstance(item, Unreadable):
+                histories.note(item)
+                yield item
+                continue
+            histories.add(item)
+            statements += 1
+            if statements % _PROGRESS == 0:
+                yield Rebuilt(statements, applied)
+        waiting: list[str] = []
+        found = iter(histories)
+        while batch := list(islice(found, _BATCH)):
+            problems: list[Unreadable] = []
+            with facility.catalog.writing() as session:
+                for history in batch:
+                    settled = _Name(facility, session, histories, history).settle()
+                    applied += settled.applied
+                    if settled.has_clashed:
+                        waiting.append(history.name)
+                    else:
+                        problems += settled.problems
+            yield from problems
+            yield Rebuilt(statements, applied)
+        for name in waiting:
+            with facility.catalog.writing() as session:
+                settled = _Name(facility, session, histories, histories.of(name)).settle()
+            applied += settled.applied
+            yield from settled.problems
+    if applied:
         with facility.catalog.writing() as session:
-            for mount, statement in batch:
-                statements += 1
-                applied += _apply(session, mount, statement)
-        yield Rebuilt(statements, applied)
-    with facility.catalog.writing() as session:
-        if applied:
             told = events.Happening("catalog.rebuilt", None, {"statements": statements})
             events.append(session, events.SYSTEM, [told])
     yield Rebuilt(statements, applied)
 
 
-def _apply(session: Session, mount: str, statement: Statement) -> bool:
-    row = session.scalars(
-        select(Product).where(
-            Product.name == statement.name, Product.generation == statement.generation
+class _Name:
+    """The rows of one name on their way to what its records say."""
+
+    def __init__(
+        self, facility: Facility, session: Session, histories: Histories, history: History
+    ) -> None:
+        self._storage = facility.storage
+        self._session, self._histories, self._history = session, histories, history
+        self._rows = {
+            row.generation: row
+            for row in session.scalars(select(Product).where(Product.name == history.name))
+        }
+        #: A generation that existed has replaced every earlier one.
+        self._newest = max(
+            *(item.number for item in history.generations if item.existed),
+            *(row.generation for row in self._rows.values() if row.available_at is not None),
+            0,
+            0,
         )
-    ).first()
-    if row is not None and row.number >= statement.number:
-        return False
-    if row is None:
-        row = Product(name=statement.name, generation=statement.generation)
-        session.add(row)
-    _describe(row, mount, statement)
-    if statement.state == "available" and _superseded(session, statement):
-        row.state, row.removed_cause = State.REMOVING, "replaced"
-        row.removed_at = statement.time
-    if statement.state != "void":
-        _retire_older(session, statement)
-    session.flush()
-    session.execute(delete(File).where(File.product_pk == row.pk))
-    session.add_all(
-        File(
-            product_pk=row.pk,
-            path=file.path,
-            size=file.size,
-            sha256=file.sha256,
-            md5=file.md5,
-            key=join(mount, file.key),
+        self._settled = _Settled()
+
+    def settle(self) -> _Settled:
+        """Bring the rows up to date, each generation in a savepoint of its own.
+
+        In their order: what is replaced makes way before what replaces it becomes available.
+        """
+        generations = self._history.generations
+        for generation in generations:
+            if generation.number < self._newest:
+                self._settle_one(generation)
+        for row in self._rows.values():
+            if row.state == State.AVAILABLE and row.generation < self._newest:
+                self._retire(row)
+        self._session.flush()
+        for generation in generations:
+            if generation.number >= self._newest:
+                self._settle_one(generation)
+        return self._settled
+
+    def _settle_one(self, generation: Generation) -> None:
+        row = self._rows.get(generation.number)
+        claim = self._choose(generation, row)
+        try:
+            with self._session.begin_nested():
+                self._settled.applied += self._merge(row, claim, generation)
+        except (IntegrityError, DataError):
+            self._settled.has_clashed = True
+            self._tell(claim, "names a file that belongs to another product")
+
+    def _choose(self, generation: Generation, row: Product | None) -> Claim:
+        """The claim that holds; where several products exist, the catalog's or the first one."""
+        strongest = generation.strongest()
+        if len(strongest) == 1 or strongest[0].state != "available":
+            return strongest[0]
+        chosen = min(
+            strongest, key=lambda claim: (self._load(claim).available_at or _NEVER, claim.id)
         )
-        for file in statement.files
-    )
-    session.flush()
-    return True
+        if row is not None and row.available_at is not None:
+            chosen = next((claim for claim in strongest if claim.id == row.id), chosen)
+        for claim in strongest:
+            if claim is not chosen:
+                self._tell(
+                    claim,
+                    f"says that {self._history.name!r}, generation {generation.number}, is the "
+                    f"product {claim.id}; another record says that it is {chosen.id}",
+                )
+        return chosen
 
+    def _merge(self, row: Product | None, claim: Claim, generation: Generation) -> int:
+        """Bring one generation up to date; returns how many statements were new to it."""
+        if row is None:
+            made = Product(name=self._history.name, generation=generation.number)
+            self._describe(made, claim)
+            return sum(len(item.entries) for item in generation.claims)
+        if row.id != claim.id and not self._gives_way(row, claim, generation):
+            return 0
+        is_new = row.id != claim.id or row.available_at is None
+        count = sum(is_new or entry.number > row.number for entry in claim.entries)
+        if claim.state == "void":
+            count = self._keep(row, claim)
+        elif (
+            is_new
+            or (claim.state == "removed" and row.state == State.AVAILABLE)
+            or (row.state == State.AVAILABLE and row.number < claim.number)
+            or (row.state == State.REMOVED and row.file_count == 0 and claim.available)
+        ):
+            self._describe(row, claim)
+            count = max(count, 1)
+        elif claim.state == "removed" and row.state == State.REMOVING:
+            self._describe(row, claim)
+        else:
+            self._keep(row, claim)
+        return count
 
-def _describe(row: Product, mount: str, statement: Statement) -> None:
-    row.id = statement.id
-    row.number = row.recorded = statement.number
-    row.attempt = statement.attempt or ""
-    row.state = State.AVAILABLE if statement.state == "available" else State.REMOVED
-    row.mission, row.product_type = statement.mission, statement.product_type
-    row.sensing_start, row.sensing_stop = statement.sensing_start, statement.sensing_stop
-    row.list_digest = statement.list_digest
-    row.directory = join(mount, statement.directory or "")
-    row.registered = statement.registered
-    row.level = statement.level or ""
-    row.source = statement.source
-    row.subject = row.subject or statement.subject or ""
-    row.created_at = statement.created_at or statement.time
-    row.touched_at = datetime.now(UTC)
-    row.available_at = statement.available_at if statement.state != "void" else None
-    row.retention_until = statement.retention_until
-    row.hold_reason, row.hold_by = statement.hold_reason, statement.hold_by
-    if statement.state == "available":
-        row.size = sum(file.size for file in statement.files)
-        row.file_count = len(statement.files)
-    else:
-        row.size, row.file_count = row.size or 0, row.file_count or 0
-        row.removed_at, row.removed_by = statement.time, statement.subject
-        row.removed_cause = statement.cause
-
-
-def _superseded(session: Session, statement: Statement) -> bool:
-    newest = session.scalar(
-        select(func.max(Product.generation)).where(
-            Product.name == statement.name, Product.available_at.is_not(None)
-        )
-    )
-    return newest is not None and newest > statement.generation
-
-
-def _retire_older(session: Session, statement: Statement) -> None:
-    """A generation that existed has replaced every earlier one."""
-    with session.no_autoflush:
-        older = session.scalars(
-            select(Product).where(
-                Product.name == statement.name,
-                Product.generation < statement.generation,
-                Product.state == State.AVAILABLE,
+    def _gives_way(self, row: Product, claim: Claim, generation: Generation) -> bool:
+        """Whether the records know better than a row with another id."""
+        if row.available_at is None or row.id in {item.id for item in generation.claims}:
+            return claim.state != "void"
+        if row.state == State.REMOVED:
+            return claim.state == "available"
+        if claim.state == "available":
+            self._tell(
+                claim,
+                f"says that {row.name!r}, generation {row.generation}, is the product {claim.id}; "
+                f"the catalog says that it is {row.id}, of which there is no record",
             )
-        ).all()
-    for product in older:
-        product.state, product.removed_cause = State.REMOVING, "replaced"
-        product.removed_at = statement.time
+        return False
+
+    def _keep(self, row: Product, claim: Claim) -> int:
+        """The row knows as much or more; it learns the number and that it is recorded."""
+        count = sum(entry.number > row.number for entry in claim.entries)
+        row.number = max(row.number, claim.number)
+        row.recorded = max(row.recorded, claim.number)
+        self._session.flush()
+        return count
+
+    def _describe(self, row: Product, claim: Claim) -> None:
+        """Make ``row`` what the records say; files of what is gone are forgotten."""
+        said = self._histories.load(claim.deciding)
+        newest = said
+        if claim.available is not None and claim.available != claim.deciding:
+            newest = self._histories.load(claim.available)
+        mount, is_other = claim.deciding.mount, row.id != claim.id
+        # Its removal is recorded, but its bytes may be there still: housekeeping finishes it.
+        is_going = row.state == State.REMOVING and claim.state == "removed" and not is_other
+        if is_other or said.attempt:
+            row.attempt = said.attempt or ""
+        row.number = claim.number if is_other else max(row.number, claim.number)
+        row.id, row.recorded = claim.id, claim.number
+        row.mission, row.product_type = said.mission, said.product_type
+        row.sensing_start, row.sensing_stop = said.sensing_start, said.sensing_stop
+        row.list_digest = said.list_digest
+        row.directory = join(mount, said.directory or "")
+        row.registered = said.registered
+        row.level, row.source = said.level or "", said.source
+        row.subject = newest.subject or ""
+        row.created_at = said.created_at or said.time
+        row.touched_at = datetime.now(UTC)
+        row.available_at = said.available_at or newest.available_at or said.time
+        row.retention_until = said.retention_until
+        row.hold_reason, row.hold_by = said.hold_reason, said.hold_by
+        row.size = sum(file.size for file in newest.files)
+        row.file_count = len(newest.files)
+        row.removed_at = row.removed_by = row.removed_cause = row.successor = None
+        row.state = State.AVAILABLE
+        if claim.state == "removed":
+            row.state = State.REMOVING if is_going else State.REMOVED
+            row.removed_at, row.removed_by = said.time, said.subject
+            row.removed_cause = said.cause
+        elif claim.state == "void":
+            # Nothing came of it; the row is there so that its number is not given again.
+            row.state, row.available_at = State.REMOVED, None
+        elif claim.is_uncertain and self._is_gone(mount, said):
+            row.state, said = State.REMOVED, said.model_copy(update={"files": ()})
+            row.removed_at, row.removed_by = row.touched_at, events.SYSTEM.subject
+            row.removed_cause = "its files are gone, and its newest record cannot be read"
+        elif row.generation < self._newest:
+            self._retire(row)
+        self._session.add(row)
+        self._session.flush()
+        if not is_going:
+            self._replace_files(row, mount, said, is_other)
+
+    def _is_gone(self, mount: str, said: Statement) -> bool:
+        """Whether the store has none of the files that the statement names."""
+        for file in said.files:
+            with contextlib.suppress(NotFound):
+                self._storage.stat(join(mount, file.key))
+                return False
+        return True
+
+    def _replace_files(self, row: Product, mount: str, said: Statement, is_other: bool) -> None:
+        self._session.execute(delete(File).where(File.product_pk == row.pk))
+        self._session.execute(delete(FileClaim).where(FileClaim.product_pk == row.pk))
+        if is_other:
+            self._session.execute(delete(Upload).where(Upload.product_pk == row.pk))
+        files = [
+            {
+                "product_pk": row.pk,
+                "path": file.path,
+                "size": file.size,
+                "sha256": file.sha256,
+                "md5": file.md5,
+                "key": join(mount, file.key),
+            }
+            for file in said.files
+        ]
+        if files:
+            self._session.execute(insert(File), files)
+
+    def _retire(self, row: Product) -> None:
+        """A later generation existed: housekeeping removes what is left of this one."""
+        row.state, row.removed_cause = State.REMOVING, f"replaced by generation {self._newest}"
+        row.removed_at, row.removed_by = self._replaced()
+        row.touched_at, row.successor = datetime.now(UTC), None
+
+    def _replaced(self) -> tuple[datetime | None, str | None]:
+        """When and by whom the newest generation came."""
+        for generation in self._history.generations:
+            if generation.number == self._newest and generation.existed:
+                said = self._load(generation.strongest()[0])
+                return said.available_at or said.time, said.subject
+        row = self._rows[self._newest]
+        return row.available_at, row.subject
+
+    def _load(self, claim: Claim) -> Statement:
+        return self._histories.load(claim.available or claim.deciding)
+
+    def _tell(self, claim: Claim, reason: str) -> None:
+        self._settled.problems.append(Unreadable(claim.deciding.key, reason))

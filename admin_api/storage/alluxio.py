@@ -60,6 +60,9 @@ class AlluxioStorage:
     def list(self, prefix: str = "", after: str = "") -> Iterator[Stat]:
         return self.understore.list(prefix, after)
 
+    def strays(self, prefix: str) -> Iterator[str]:
+        return self.understore.strays(prefix)
+
     def capacity(self) -> Capacity:
         return self.understore.capacity()
 

@@ -71,6 +71,13 @@ class Storage(Protocol):
         """
         ...
 
+    def strays(self, prefix: str) -> Iterator[str]:
+        """What lies beneath ``prefix`` and is no object: links, devices, names that are no keys.
+
+        ``list`` passes over it; whoever looks for what should be there wants to know.
+        """
+        ...
+
     def capacity(self) -> Capacity:
         """Total and free bytes."""
         ...

@@ -112,6 +112,10 @@ class Mounts:
             if self.mount_of(outer.key) == path:  # hidden beneath another mount: not ours to show
                 yield outer
 
+    def strays(self, prefix: str) -> Iterator[str]:
+        path, store, inner = self._resolve(prefix)
+        return (join(path, key) for key in store.strays(inner))
+
     def capacity(self) -> Capacity:
         capacities = [store.capacity() for store in self.stores.values()]
         totals = [found.total for found in capacities if found.total is not None]

@@ -173,6 +173,24 @@ class PosixStorage:
                 else:
                     yield Stat(key, status.st_size, _time(status.st_mtime))
 
+    def strays(self, prefix: str) -> Iterator[str]:
+        waiting = [str(self.root / check_key(prefix))]
+        while waiting:
+            try:
+                with os.scandir(waiting.pop()) as entries:
+                    found = list(entries)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise _translate(error, prefix) from error
+            for entry in found:
+                key = os.path.relpath(entry.path, self.root)
+                shown = os.fsencode(key).decode(errors="backslashreplace")
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif not entry.is_file(follow_symlinks=False) or shown != key:
+                    yield shown
+
     def capacity(self) -> Capacity:
         with _translated(str(self.root)):
             found = os.statvfs(self.root)

@@ -213,6 +213,9 @@ class S3Storage:
                 for meta in page:
                     yield Stat(meta["path"], meta["size"], meta["last_modified"], meta["e_tag"])
 
+    def strays(self, prefix: str) -> Iterator[str]:
+        return iter(())
+
     def capacity(self) -> Capacity:
         return Capacity(None, None)
 

@@ -45,8 +45,11 @@ def probe() -> Response:
 )
 @needs(Scope.ADMIN)
 def reconcile() -> Response:
-    """Lines of findings and of progress; safe while ingests run; changes nothing."""
-    found = reconciliation.reconcile(facility())
+    """Lines of findings and of progress; safe while ingests run; changes nothing.
+
+    A token that is restricted to missions sees the findings of those only.
+    """
+    found = reconciliation.reconcile(facility(), principal())
 
     def lines() -> Iterator[dict[str, Any]]:
         counts: Counter[str] = Counter()

@@ -42,6 +42,7 @@ STATUSES: dict[str, int] = {
     "not_found": 404,
     "product_exists": 409,
     "readback_mismatch": 502,
+    "record_unreadable": 500,
     "retained": 409,
     "size_mismatch": 422,
     "source_denied": 403,

@@ -18,6 +18,7 @@ from sqlalchemy import select, update
 from admin_api.catalog import entries
 from admin_api.catalog.models import File, FileClaim, Product
 from admin_api.errors import Forbidden, Held, InProgress, InvalidRequest, ProductExists, Unavailable
+from admin_api.products.records import Statement
 from admin_api.services import (
     housekeeping,
     idempotency,
@@ -77,6 +78,12 @@ def rows(facility: Facility, name: str) -> list[entries.ProductEntry]:
 def content(facility: Facility, who: Principal, product_id: str) -> bytes:
     _, files = listing.get_product(facility, who, product_id)
     return b"".join(read_bytes(facility.storage, file.key) for file in files)
+
+
+def recorded(facility: Facility, name: str) -> list[Statement]:
+    """What the store says of a product."""
+    found = [item for item in records.read_all(facility) if isinstance(item, records.Found)]
+    return [item.statement for item in found if item.statement.name == name]
 
 
 def failing_put(facility: Facility, who: Principal, name: str) -> None:
@@ -237,7 +244,7 @@ def test_two_housekeepers_that_finish_one_removal_write_one_record(
     removal.remove(either, operator, product.id, "test")
     (row,) = rows(either, "removed-once")
     assert (row.state, row.number) == ("removed", 2)
-    lines = [item.state for _, item in records.read_all(either) if item.name == "removed-once"]
+    lines = [item.state for item in recorded(either, "removed-once")]
     assert sorted(lines) == ["available", "removed"]
 
 
@@ -260,7 +267,7 @@ def test_a_hold_is_not_lost_to_a_retention_change_at_the_same_time(
     assert (row.hold_reason, row.retention_until) == ("review", until)
     assert row.recorded == row.number == 3
     newest = max(
-        (item for _, item in records.read_all(either) if item.name == "kept"),
+        recorded(either, "kept"),
         key=lambda item: item.number,
     )
     assert (newest.hold_reason, newest.retention_until) == ("review", until)
@@ -294,11 +301,7 @@ def test_of_a_hold_and_a_removal_at_once_one_wins_in_catalog_and_store(
         assert held or removed
         if not removed:
             assert row.hold_reason == "mine"
-        states = {
-            item.number: item.state
-            for _, item in records.read_all(either)
-            if item.name == product.name
-        }
+        states = {item.number: item.state for item in recorded(either, product.name)}
         assert states[max(states)] == ("removed" if removed else "available")
         assert events_of(either, operator, "product.removed", product.id) == removed
 
@@ -349,7 +352,7 @@ def test_a_change_that_could_not_be_recorded_is_recorded_by_housekeeping(
     assert rows(either, "unrecorded")[0].hold_reason == "firm"
     housekeeping.clean(either)
     newest = max(
-        (item for _, item in records.read_all(either) if item.name == "unrecorded"),
+        recorded(either, "unrecorded"),
         key=lambda item: item.number,
     )
     assert newest.hold_reason == "firm"
@@ -411,6 +414,45 @@ def test_a_frozen_ingest_that_was_given_up_meanwhile_commits_nothing(
         uploads.receive(either, operator, Wish("frozen"), body(), Expected(), None)
     assert [row.state for row in rows(either, "frozen")] == ["removed"]
     assert [stat.key for stat in either.storage.list("unsorted")] == []
+
+
+def test_what_began_earlier_and_commits_later_is_the_newer_generation(
+    either: Facility, operator
+) -> None:
+    """And nothing of the name or of housekeeping hangs on the order."""
+    session = uploads.begin(either, operator, Wish("overtaken", policy=Policy.REPLACE))
+    uploads.receive_file(
+        either, operator, session.upload.id, "overtaken", iter([b"late"]), Expected(4)
+    )
+    first = put(either, operator, "overtaken", b"early", policy=Policy.REPLACE)
+    done = uploads.commit(either, operator, session.upload.id)
+    assert (done.result, done.product.id) == ("replaced", first.id)
+    assert done.product.generation > first.generation
+    assert content(either, operator, first.id) == b"late"
+    housekeeping.clean(either)
+    states = {row.generation: row.state for row in rows(either, "overtaken")}
+    assert states == {first.generation: "removed", done.product.generation: "available"}
+    assert put(either, operator, "overtaken", b"last", policy=Policy.REPLACE)
+
+
+def test_an_older_catalog_finds_a_product_that_was_committed_under_other_numbers(
+    embedded: Facility, operator, tmp_path: Path
+) -> None:
+    copy = tmp_path / "older.sqlite"
+    session = uploads.begin(embedded, operator, Wish("moved", policy=Policy.REPLACE))
+    uploads.receive_file(
+        embedded, operator, session.upload.id, "moved", iter([b"late"]), Expected(4)
+    )
+    backup(embedded, copy)
+    put(embedded, operator, "moved", b"early", policy=Policy.REPLACE)
+    done = uploads.commit(embedded, operator, session.upload.id).product
+    with sqlite3.connect(copy) as old:
+        old.execute("UPDATE upload SET expires_at = '2020-01-01 00:00:00.000000'")
+    restored = older(embedded, copy, tmp_path)
+    housekeeping.clean(restored)
+    housekeeping.clean(restored)
+    assert content(restored, operator, done.id) == b"late"
+    restored.catalog.close()
 
 
 # -- upload sessions -----------------------------------------------------------------------------

@@ -168,7 +168,7 @@ def test_a_product_that_was_not_really_stored_is_never_available(
         housekeeping.clean(facility)
         done = uploads.receive(facility, operator, wish, iter([b"good"]), Expected(4), None)
         assert done.result == "created"
-        findings = list(reconciliation.reconcile(facility))
+        findings = list(reconciliation.reconcile(facility, operator))
         assert [item for item in findings if isinstance(item, reconciliation.Finding)] == []
 
 

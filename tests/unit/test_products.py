@@ -15,7 +15,6 @@ from admin_api.keys import check_key, check_part, escape
 from admin_api.products.digests import Digester, FileDigest, crc16, list_digest
 from admin_api.products.manifests import compare, parse_manifest
 from admin_api.products.names import check_id, check_name, directory_of, parse_name
-from admin_api.products.records import Statement, parse_records
 from tests.generator import make_s1, make_s2, make_s3
 
 S1 = "S1B_IW_GRDH_1SDV_20210401T052623_20210401T052648_026269_032297_ECC8.SAFE"
@@ -198,13 +197,3 @@ def test_list_digests_tell_apart_what_could_be_joined_alike() -> None:
     assert list_digest([("a", 1, "x"), ("b", 2, "y")]) == list_digest(
         [("b", 2, "y"), ("a", 1, "x")]
     )
-
-
-@given(name=st.text(min_size=1, max_size=30).filter(lambda text: text.isprintable()))
-def test_statements_survive_being_written(name: str) -> None:
-    statement = Statement(
-        state="available", id="x", name=name, generation=3, number=2, time=datetime.now(UTC)
-    )
-    line = statement.line()
-    assert line.count(b"\n") == 1
-    assert list(parse_records(line, "here")) == [statement]
