@@ -9,7 +9,6 @@ the product) or leftovers that ``services/housekeeping.py`` removes.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import threading
 import time
@@ -34,7 +33,6 @@ from admin_api.errors import (
     InProgress,
     InvalidKey,
     InvalidRequest,
-    ManifestMismatch,
     NotFound,
     ProductExists,
     ReadbackMismatch,
@@ -43,8 +41,13 @@ from admin_api.errors import (
     TooLarge,
 )
 from admin_api.keys import check_key, escape, join
-from admin_api.products.digests import Digester, FileDigest, list_digest
-from admin_api.products.manifests import MAX_MANIFEST_BYTES, compare, manifest_of
+from admin_api.products.digests import Digester, FileDigest, digests_of, list_digest
+from admin_api.products.manifests import (
+    MAX_MANIFEST_BYTES,
+    compare,
+    find_manifest,
+    is_manifest,
+)
 from admin_api.products.names import check_id, check_name, directory_of, parse_name
 from admin_api.products.records import Statement
 from admin_api.services import records, removal
@@ -82,7 +85,8 @@ class _Contents:
     pending: set[str] = field(default_factory=set)
     directories: set[str] = field(default_factory=set)
     size: int = 0
-    manifest: bytes | None = None
+    #: Files that may be the product's manifest, whole.
+    manifests: dict[str, bytes] = field(default_factory=dict)
 
 
 class Reception:
@@ -337,8 +341,7 @@ class Reception:
     ) -> Iterator[bytes]:
         """``chunks``, digested; what is wrong is raised before the store sees the end of them."""
         limits = self.facility.settings.limits
-        is_manifest = path == manifest_of(self.wish.name)
-        manifest: list[bytes] | None = [] if is_manifest else None
+        manifest: list[bytes] | None = [] if is_manifest(path) else None
         for chunk in digester.through(chunks):
             with self._contents.lock:
                 self._contents.size += len(chunk)
@@ -355,7 +358,7 @@ class Reception:
             yield chunk
         check_digest(path, digester.result(), expected, self.wish.level)
         if manifest is not None and digester.size <= MAX_MANIFEST_BYTES:
-            self._contents.manifest = b"".join(manifest)
+            self._contents.manifests[path] = b"".join(manifest)
 
     def _heartbeat(self) -> None:
         if self.pk is None or time.monotonic() - self._touched < _HEARTBEAT_SECONDS:
@@ -384,10 +387,14 @@ class Reception:
             (path, item.digest.size, item.digest.sha256)
             for path, item in self._contents.files.items()
         )
-        if self.wish.level.includes(Level.MANIFEST):
-            self._verify_manifest()
         if self.pk is None:
-            return self._compare(digest)
+            # Other content than that of the product in place is refused before anything is read.
+            same = self._compare(digest)
+            if self.wish.level.includes(Level.MANIFEST):
+                self._verify_manifest({file.path: file.key for file in same.files})
+            return same
+        if self.wish.level.includes(Level.MANIFEST):
+            self._verify_manifest({path: item.key for path, item in self._contents.files.items()})
         existing = self._claim(digest)
         if existing is not None:
             self.discard("duplicate")
@@ -496,39 +503,23 @@ class Reception:
         else:
             time.sleep(0.05)
 
-    def _verify_manifest(self) -> None:
-        path = manifest_of(self.wish.name)
+    def _verify_manifest(self, keys: Mapping[str, str]) -> None:
+        """Compare with the manifest; ``keys`` say where each file lies in the store."""
+        files = {path: item.digest for path, item in self._contents.files.items()}
+        path = find_manifest(self.wish.name, files)
         if path is None:
             return
-        files = {name: item.digest for name, item in self._contents.files.items()}
-        manifest = self._contents.manifest
+        manifest = self._contents.manifests.get(path)
         if path in files and manifest is None:  # received in an earlier request of a session
-            manifest = b"".join(
-                self.facility.storage.open(self._contents.files[path].key, 0, MAX_MANIFEST_BYTES)
-            )
-        if manifest is None:
-            raise ManifestMismatch(f"The product has no {path}.", manifest={"missing": [path]})
-        report = compare(self.wish.name, manifest, files, self._other_digest)
-        if not report.passed:
-            raise ManifestMismatch(
-                f"The product is not what its {path} says: of {report.entries} entries "
-                f"{len(report.right)} are right, {len(report.wrong)} wrong, "
-                f"{len(report.missing)} missing.",
-                manifest=report.as_dict(),
-            )
-
-    def _other_digest(self, path: str, algorithm: str) -> str:
-        """A digest that was not computed on the way in: the stored file is read for it."""
-        if algorithm not in hashlib.algorithms_available:
-            raise ValueError(algorithm)
-        digest = hashlib.new(algorithm, usedforsecurity=False)
-        if self.compared_with is not None:
-            key = f"{self.directory}/{path}"
-        else:
-            key = self._contents.files[path].key
-        for chunk in self.facility.storage.open(key):
-            digest.update(chunk)
-        return digest.hexdigest()
+            manifest = b"".join(self.facility.storage.open(keys[path], 0, MAX_MANIFEST_BYTES))
+        compare(
+            self.wish.name,
+            path,
+            manifest,
+            files,
+            # Digests that were not computed on the way in: the stored file is read for them.
+            lambda name, algorithms: digests_of(self.facility.storage.open(keys[name]), algorithms),
+        ).require_passed()
 
     # -- giving up ---------------------------------------------------------------------------
     def discard(self, cause: str) -> None:
