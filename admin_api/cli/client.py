@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +17,7 @@ from urllib.parse import quote, urlencode
 import click
 import urllib3
 
-from admin_api.cli.parallel import Stopped
+from admin_api.cli.parallel import Stopped, Window
 
 CHUNK = 1 << 20
 _OK = 300
@@ -72,6 +73,7 @@ class Client:
         self._pool = urllib3.PoolManager(
             maxsize=32, blocksize=CHUNK, timeout=urllib3.Timeout(connect=10, read=300)
         )
+        self._window = Window(32)
         self._told = self._reached = False
 
     def request(
@@ -110,15 +112,16 @@ class Client:
         begun, broke = time.monotonic(), False
         while True:
             try:
-                answer = self._pool.urlopen(
-                    method,
-                    url,
-                    body=payload,
-                    headers=sent,
-                    retries=again if method == "GET" else False,
-                    preload_content=False,
-                    **options,
-                )
+                with self._window.place(stop) if transfer else nullcontext():
+                    answer = self._pool.urlopen(
+                        method,
+                        url,
+                        body=payload,
+                        headers=sent,
+                        retries=again if method == "GET" else False,
+                        preload_content=False,
+                        **options,
+                    )
             except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
                 failure = Failure(
                     f"The storage manager at {self.url} cannot be reached: {_reason(error)}",
@@ -131,10 +134,13 @@ class Client:
             else:
                 self._reached = True
                 if answer.status < _OK:
+                    self._window.served()
                     return answer
                 failure = _failure(answer)
                 pause = _pause(answer)
                 patience = _patience(answer, failure, transfer, broke)
+                if patience:
+                    self._window.refused()
             if time.monotonic() + pause > begun + patience:
                 raise failure
             self._wait(pause, stop)

@@ -107,15 +107,13 @@ def test_files_of_equal_content_all_arrive(make_service, tmp_path: Path) -> None
     tree = tmp_path / "masks.zarr"
     write_random(tree / "first.bin", 3_000_000, 1)
     (tree / "second.bin").write_bytes((tree / "first.bin").read_bytes())
-    for number in range(30):
+    for number in range(10):
         (tree / f"equal-{number}").write_bytes(b"equal")
         (tree / f"empty-{number}").touch()
     service.cli("ingest", str(tree), "--parallel", "8")
-    for parallel in ("4", "32"):
-        out = tmp_path / parallel
-        service.cli("get", tree.name, "--output", str(out), "--parallel", parallel)
-        arrived = {path.name: path.read_bytes() for path in (out / tree.name).iterdir()}
-        assert arrived == {path.name: path.read_bytes() for path in tree.iterdir()}
+    service.cli("get", tree.name, "--output", str(tmp_path / "out"))
+    arrived = {path.name: path.read_bytes() for path in (tmp_path / "out" / tree.name).iterdir()}
+    assert arrived == {path.name: path.read_bytes() for path in tree.iterdir()}
 
 
 def test_whoever_comes_while_the_service_is_busy_waits_and_loses_nothing(
@@ -123,7 +121,7 @@ def test_whoever_comes_while_the_service_is_busy_waits_and_loses_nothing(
 ) -> None:
     service = make_service(server={"threads": 6})  # two transfers at once
     service.start()
-    trees = [make_s2(tmp_path, seed=seed, files=25) for seed in range(90, 94)]
+    trees = [make_s2(tmp_path, seed=seed, files=9) for seed in range(90, 93)]
 
     def ingest(tree: Path) -> dict:
         done = service.cli("--json", "--quiet", "ingest", str(tree), "--parallel", "32")
@@ -131,7 +129,7 @@ def test_whoever_comes_while_the_service_is_busy_waits_and_loses_nothing(
 
     with ThreadPoolExecutor(len(trees)) as pool:
         results = list(pool.map(ingest, trees))
-    assert [(item["result"], item["file_count"]) for item in results] == [("created", 26)] * 4
+    assert [(item["result"], item["file_count"]) for item in results] == [("created", 10)] * 3
     refused = [line for line in service.log().splitlines() if '"busy"' in line]
     assert refused, "nobody was told to come again: the test shows nothing"
 
@@ -148,34 +146,32 @@ def test_a_directory_with_a_zarr_suffix_or_a_manifest_is_one_product(
     assert found == {zarr.name: (4, "S2"), "a-copy": (4, None)}
 
 
-@pytest.mark.parametrize("kind", ["folder", "file", "broken", "bytes", "fifo", "unreadable"])
 def test_what_products_do_not_hold_is_refused_by_its_place_and_nothing_is_left(
-    make_service, tmp_path: Path, kind: str
+    make_service, tmp_path: Path
 ) -> None:
     service = make_service()
     service.start()
-    tree = make_s1(tmp_path, seed=96)
-    place = tree / "measurement" / "odd"
-    if kind == "folder":
-        place.symlink_to(tree / "annotation", target_is_directory=True)
-    elif kind == "file":
-        place.symlink_to(tree / "manifest.safe")
-    elif kind == "broken":
-        place.symlink_to(tmp_path / "nothing")
-    elif kind == "bytes":
-        Path(os.fsdecode(os.fsencode(place.parent) + b"/odd\xff")).touch()
-    elif kind == "fifo":
-        os.mkfifo(place)
-    else:
-        place.mkdir()
-        place = place / ("n" * 250)
-        place.mkdir()
-        place = place / "what?"  # the store's grammar refuses it when other files have arrived
-        place.write_bytes(b"x")
-    done = service.cli("ingest", str(tree), check=False)
-    assert done.returncode in (1, 4)
-    assert "odd" in done.stdout
+    incoming = tmp_path / "incoming"
+    incoming.mkdir()
+
+    def place(number: int) -> Path:
+        return make_s1(incoming, seed=number, size=100) / "measurement" / f"odd{number}"
+
+    folder, file, broken, bytes_, fifo, forbidden = map(place, range(6))
+    folder.symlink_to(folder.parent, target_is_directory=True)
+    file.symlink_to(file.parents[1] / "manifest.safe")
+    broken.symlink_to(tmp_path / "nothing")
+    Path(os.fsdecode(os.fsencode(bytes_) + b"\xff")).touch()
+    os.mkfifo(fifo)
+    # This is refused by the store's grammar, when other files have arrived already.
+    forbidden.with_name("odd5?").write_bytes(b"x")
+    done = service.cli("ingest", str(incoming), check=False)
+    assert done.returncode == 1
     assert "Traceback" not in done.stderr
+    refusals = done.stdout.splitlines()
+    assert [line.startswith("FAILED  ") for line in refusals] == [True] * 6
+    for number, line in enumerate(refusals):
+        assert f"odd{number}" in line
     wait_until(lambda: not sessions(service), 20, "an empty store")
     assert lines(service.cli("--json", "ls").stdout) == []
 
@@ -283,10 +279,13 @@ def test_an_interrupt_ends_the_command_at_once_and_says_how_to_go_on(
         text=True,
         cwd=ROOT,
     )
-    assert moving.wait(60)
-    process.send_signal(signal.SIGINT)
-    # Not a measurement: before, it waited for the service's answer, 300 seconds.
-    _, said = process.communicate(timeout=30)
+    try:
+        assert moving.wait(60)
+        process.send_signal(signal.SIGINT)
+        # The service never answers: who waits for it does not end in this time either.
+        _, said = process.communicate(timeout=15)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Run the same command again to go on" in said
     assert "Traceback" not in said
