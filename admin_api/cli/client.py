@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -12,8 +17,17 @@ from urllib.parse import quote, urlencode
 import click
 import urllib3
 
+from admin_api.cli.parallel import Stopped, Window
+
 CHUNK = 1 << 20
 _OK = 300
+# How long a request that is told to come again does so: while others are served, and while the
+# service or its store cannot serve anybody (transfers only; other commands say so at once).
+_BUSY_SECONDS = 1800.0
+_DOWN_SECONDS = 60.0
+_BUSY_CODES = {"busy", "too_many_requests", "too_many_connections"}
+_MAX_PAUSE_SECONDS = 60.0
+_DEFAULT_PAUSE_SECONDS = 2.0
 
 #: Exit codes; 0 is success, 1 a failed check or operation, 2 a wrong command line.
 EXIT_FAILED = 1
@@ -21,6 +35,7 @@ EXIT_NOT_FOUND = 3
 EXIT_REFUSED = 4
 EXIT_NOT_ALLOWED = 5
 EXIT_UNAVAILABLE = 6
+EXIT_INTERRUPTED = 130
 _EXITS = {401: EXIT_NOT_ALLOWED, 403: EXIT_NOT_ALLOWED, 404: EXIT_NOT_FOUND, 409: EXIT_REFUSED}
 _EXITS |= {410: EXIT_NOT_FOUND, 502: EXIT_UNAVAILABLE, 503: EXIT_UNAVAILABLE, 507: EXIT_REFUSED}
 
@@ -32,6 +47,16 @@ class Failure(click.ClickException):
         super().__init__(message)
         self.exit_code = exit_code  # type: ignore[misc]  # click declares it for the class
         self.problem = problem or {}
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as it can be printed, though its name may not be UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def local_failure(error: OSError, path: str | os.PathLike[str]) -> Failure:
+    """What this machine's own files and disks refuse, as a sentence."""
+    return Failure(f"{shown(path)}: {error.strerror or error}.", EXIT_FAILED)
 
 
 @dataclass
@@ -48,6 +73,8 @@ class Client:
         self._pool = urllib3.PoolManager(
             maxsize=32, blocksize=CHUNK, timeout=urllib3.Timeout(connect=10, read=300)
         )
+        self._window = Window(32)
+        self._told = self._reached = False
 
     def request(
         self,
@@ -55,10 +82,18 @@ class Client:
         path: str,
         query: dict[str, Any] | None = None,
         body: Any = None,
-        data: IO[bytes] | None = None,
+        data: Reader | None = None,
         headers: dict[str, str] | None = None,
+        transfer: bool = False,
+        stop: threading.Event | None = None,
+        timeout: float | None = None,
     ) -> urllib3.BaseHTTPResponse:
-        """An answer below 300, its body not yet read; raises Failure for everything else."""
+        """An answer below 300, its body not yet read; raises Failure for everything else.
+
+        Who is told to come again waits as long as he is told to and does.  A ``transfer`` (which
+        can be repeated without harm) is also patient with a service that is away for a moment.
+        ``stop`` ends the waiting with Stopped.
+        """
         url = self.url.rstrip("/") + path
         known = {key: value for key, value in (query or {}).items() if value is not None}
         if known:
@@ -70,19 +105,58 @@ class Client:
             sent["Content-Type"] = "application/json"
         payload = json.dumps(body).encode() if body is not None else data
         # Only what changes nothing is tried again by itself.
-        again = urllib3.Retry(total=3, redirect=5, backoff_factor=0.2) if method == "GET" else False
-        try:
-            answer = self._pool.urlopen(
-                method, url, body=payload, headers=sent, retries=again, preload_content=False
-            )
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise Failure(
-                f"The storage manager at {self.url} cannot be reached: {_reason(error)}",
-                EXIT_UNAVAILABLE,
-            ) from error
-        if answer.status >= _OK:
-            raise _failure(answer)
-        return answer
+        again = urllib3.Retry(
+            total=3, redirect=5, backoff_factor=0.2, respect_retry_after_header=False
+        )
+        options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+        begun, broke = time.monotonic(), False
+        while True:
+            try:
+                with self._window.place(stop) if transfer else nullcontext():
+                    answer = self._pool.urlopen(
+                        method,
+                        url,
+                        body=payload,
+                        headers=sent,
+                        retries=again if method == "GET" else False,
+                        preload_content=False,
+                        **options,
+                    )
+            except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+                failure = Failure(
+                    f"The storage manager at {self.url} cannot be reached: {_reason(error)}",
+                    EXIT_UNAVAILABLE,
+                )
+                failure.__cause__ = error
+                # Somebody who was never there is not waited for.
+                broke, pause = True, _DEFAULT_PAUSE_SECONDS
+                patience = _DOWN_SECONDS if transfer and self._reached else 0.0
+            else:
+                self._reached = True
+                if answer.status < _OK:
+                    self._window.served()
+                    return answer
+                failure = _failure(answer)
+                pause = _pause(answer)
+                patience = _patience(answer, failure, transfer, broke)
+                if patience:
+                    self._window.refused()
+            if time.monotonic() + pause > begun + patience:
+                raise failure
+            self._wait(pause, stop)
+            if data is not None:
+                data.rewind()
+
+    def _wait(self, seconds: float, stop: threading.Event | None) -> None:
+        if not self._told and not self.quiet and not self.as_json:
+            self._told = True
+            click.echo("The service is busy; waiting for it.", err=True)
+        # Those who were refused together need not come back together.
+        spread = seconds * random.uniform(1.0, 1.5)  # nosec B311 # no secret
+        if stop is None:
+            time.sleep(spread)
+        elif stop.wait(spread):
+            raise Stopped
 
     def json(self, method: str, path: str, **options: Any) -> Any:
         """The answer's JSON."""
@@ -122,24 +196,60 @@ class Client:
     def _token(self) -> str:
         assert self.token_file is not None
         try:
-            return self.token_file.read_text(encoding="utf-8").strip()
+            token = self.token_file.read_text(encoding="ascii").strip()
         except OSError as error:
             raise Failure(
-                f"Cannot read the token file {self.token_file}: {error.strerror}", EXIT_NOT_ALLOWED
+                f"Cannot read the token file {shown(self.token_file)}: {error.strerror}",
+                EXIT_NOT_ALLOWED,
             ) from error
+        except UnicodeDecodeError:
+            token = ""
+        if not token.isprintable() or not token or " " in token:
+            raise Failure(
+                f"{shown(self.token_file)} holds no token: one line of letters, digits, '.', '-' "
+                "and '_', as `storage-manager token` prints it.",
+                EXIT_NOT_ALLOWED,
+            )
+        return token
 
 
 class Reader:
-    """A file that tells how much of it was read."""
+    """A file on its way out: tells how much of it was read, and that it is what it was.
 
-    def __init__(self, file: IO[bytes], moved: Callable[[int], None]) -> None:
-        self._file, self._moved = file, moved
+    ``read`` raises Failure where the file cannot be read or changes, Stopped after ``stop``.
+    """
+
+    def __init__(
+        self,
+        file: IO[bytes],
+        size: int,
+        moved: Callable[[int], None],
+        stop: threading.Event | None = None,
+    ) -> None:
+        self._file, self._size, self._moved, self._stop = file, size, moved, stop
+        self._read = 0
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes."""
-        data = self._file.read(size)
+        if self._stop is not None and self._stop.is_set():
+            raise Stopped
+        try:
+            data = self._file.read(size)
+        except OSError as error:
+            raise local_failure(error, self._file.name) from error
+        self._read += len(data)
+        if self._read > self._size or (not data and self._read < self._size):
+            raise Failure(
+                f"{shown(self._file.name)} changed its size while it was sent.", EXIT_FAILED
+            )
         self._moved(len(data))
         return data
+
+    def rewind(self) -> None:
+        """Begin again: nothing that was read has arrived."""
+        self._moved(-self._read)
+        self._read = 0
+        self._file.seek(0)
 
 
 def _split(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -151,11 +261,31 @@ def _split(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield rest
 
 
+def _pause(answer: urllib3.BaseHTTPResponse) -> float:
+    """How long the service says that one should wait, in seconds, within reason."""
+    said = answer.headers.get("Retry-After", "")
+    return float(min(int(said), _MAX_PAUSE_SECONDS)) if said.isdecimal() else _DEFAULT_PAUSE_SECONDS
+
+
+def _patience(
+    answer: urllib3.BaseHTTPResponse, failure: Failure, transfer: bool, broke: bool
+) -> float:
+    """How many seconds a request may go on being tried after this refusal."""
+    code = failure.problem.get("code")
+    if answer.status == 429 or code in _BUSY_CODES:
+        return _BUSY_SECONDS
+    # A balancer's own 502 or 503 has no code.
+    away = answer.status in (502, 503) and (code is None or "Retry-After" in answer.headers)
+    # The service has not noticed yet that the connection of the attempt before broke.
+    unfinished = broke and code == "in_progress"
+    return _DOWN_SECONDS if transfer and (away or unfinished) else 0.0
+
+
 def _failure(answer: urllib3.BaseHTTPResponse) -> Failure:
     try:
         problem = json.loads(answer.read())
         message = f"{problem['detail']} [{problem['code']}, request {problem['request_id']}]"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, urllib3.exceptions.HTTPError, OSError):
         problem, message = {}, f"The service answered {answer.status} {answer.reason}."
     return Failure(message, _EXITS.get(answer.status, EXIT_FAILED), problem)
 

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from admin_api import __version__
 from admin_api.cli import facility, local, operations, products
-from admin_api.cli.client import Client
+from admin_api.cli.client import EXIT_INTERRUPTED, Client, Failure
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Interruptible(click.Group):
+    """Ends as shells expect it when the operator interrupts."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Failure("Interrupted.", EXIT_INTERRUPTED) from None
+
+
+@click.group(cls=_Interruptible, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--url",
     envvar="STORAGE_MANAGER_URL",
@@ -35,7 +47,7 @@ def main(
     """The storage manager of a processing facility.
 
     Exit codes: 0 done, 1 failed, 2 wrong command line, 3 not found, 4 refused, 5 not allowed,
-    6 service or store not available.
+    6 service or store not available, 130 interrupted.
     """
     context.obj = Client(url, token_file, as_json, quiet)
 

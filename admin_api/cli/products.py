@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
+import threading
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,10 +18,25 @@ from urllib.parse import quote
 import click
 import urllib3
 
-from admin_api.cli.client import CHUNK, EXIT_FAILED, Client, Failure, Reader
+from admin_api.cli.client import (
+    CHUNK,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_UNAVAILABLE,
+    Client,
+    Failure,
+    Reader,
+    local_failure,
+    shown,
+)
 from admin_api.cli.output import Progress, emit, human
+from admin_api.cli.parallel import Stopped, for_all
+from admin_api.products.manifests import find_manifest
+from admin_api.products.names import is_tree
 
-_TREES = (".SAFE", ".SEN3")
+# How long an interrupted command takes leave of the service.
+_LEAVE_SECONDS = 0.4
+_DAMAGED = "docs/operations.md#a-damaged-product"
 
 
 @click.command()
@@ -37,45 +58,62 @@ _TREES = (".SAFE", ".SEN3")
 def ingest(client: Client, /, what: tuple[str, ...], parallel: int, **options: Any) -> None:
     """Ingest products: local files and directories (uploaded), or URIs (fetched by the service).
 
-    A directory named .SAFE or .SEN3 (or with --tree any) is one product; of another directory
-    each entry is one.
+    A directory named .SAFE, .SEN3, .SEN6 or .zarr, or with a manifest at its top (or with --tree
+    any), is one product; of another directory each entry is one.
     """
     items = [item for argument in what for item in _expand(argument, options["tree"])]
     if options["name"] and len(items) != 1:
         raise click.UsageError("--name goes with a single product.")
-    failed = 0
+    failures: list[Failure] = []
     for item in items:
         try:
             answer = _ingest_one(client, item, parallel, options)
+        except KeyboardInterrupt:
+            raise Failure(
+                "Interrupted. Run the same command again to go on: what is stored is skipped.",
+                EXIT_INTERRUPTED,
+            ) from None
         except Failure as failure:
-            failed += 1
+            failures.append(failure)
             emit(
                 client.as_json,
-                {"source": str(item), **failure.problem},
-                f"FAILED  {item}: {failure.message}",
+                {"source": shown(item), **failure.problem},
+                f"FAILED  {shown(item)}: {failure.message}",
             )
             for line in _manifest_lines(failure.problem):
                 if not client.as_json:
                     click.echo(line)
+            if failure.exit_code == EXIT_UNAVAILABLE and not failure.problem:
+                raise  # nobody answers; the others would fail alike
             continue
         emit(
             client.as_json,
             answer,
             f"{answer['result']:8}{answer['id']}  {human(answer['size']):>10}  {answer['name']}",
         )
-    if failed:
-        raise Failure(f"{failed} of {len(items)} products failed.", EXIT_FAILED)
+    if failures:
+        codes = {failure.exit_code for failure in failures}
+        raise Failure(
+            f"{len(failures)} of {len(items)} products failed.",
+            codes.pop() if len(codes) == 1 else EXIT_FAILED,
+        )
 
 
 def _expand(argument: str, tree: bool) -> list[str | Path]:
     if "://" in argument or argument.startswith("file:"):
         return [argument]
     path = Path(argument)
-    if not path.exists():
-        raise click.UsageError(f"There is no {argument!r}.")
-    if path.is_dir() and not tree and path.suffix not in _TREES:
-        return sorted(path.iterdir())
-    return [path]
+    if not os.path.lexists(path):
+        raise click.UsageError(f"There is no {shown(argument)!r}.")
+    if not path.is_dir() or tree or is_tree(_absolute(path).name):
+        return [path]
+    try:
+        entries = sorted(path.iterdir())
+    except OSError as error:
+        raise local_failure(error, path) from error
+    if find_manifest("", [entry.name for entry in entries]) is not None:
+        return [path]
+    return list(entries)
 
 
 def _ingest_one(
@@ -97,58 +135,122 @@ def _ingest_one(
             body["name"] = options["name"]
         answer: dict[str, Any] = client.json("POST", "/v1/products", body=body, headers=_once())
         return answer
-    item = item.resolve()
-    if item.is_dir():
-        return _upload_tree(client, item, options["name"] or item.name, parallel, wishes)
+    item = _absolute(item)
+    mode = _mode(item)
     name = options["name"] or item.name
+    if stat.S_ISDIR(mode):
+        return _upload_tree(client, item, name, parallel, wishes)
     query = wishes | ({"unpack": "true"} if options["unpack"] else {})
-    with _progress(client, name, item.stat().st_size) as progress:
-        return _put(client, item, f"/v1/uploads/{quote(name)}", progress, query)
+    file = _File(item, item.name, _size(item))
+    _require_utf8(file.path)
+    with _progress(client, name, file.size) as progress:
+        return _put(client, file, f"/v1/uploads/{quote(name, safe='')}", progress, query=query)
+
+
+def _absolute(path: Path) -> Path:
+    """``path`` with the name that ``.`` and ``..`` mean; links stay links, and are refused."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A local file and its path in the product."""
+
+    path: Path
+    inner: str
+    size: int
+
+
+def _mode(path: Path) -> int:
+    """The mode of a plain file or directory; refuses what products do not hold, as elsewhere."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError as error:
+        raise local_failure(error, path) from error
+    if stat.S_ISLNK(mode):
+        raise Failure(
+            f"{shown(path)} is a symbolic link, which is refused: put what it points to in its "
+            "place, or name that.",
+            EXIT_FAILED,
+        )
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise Failure(f"{shown(path)} is a special file, which is refused.", EXIT_FAILED)
+    return mode
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise local_failure(error, path) from error
+
+
+def _require_utf8(path: Path) -> None:
+    try:
+        path.name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise Failure(f"The name of {shown(path)} is not valid UTF-8.", EXIT_FAILED) from None
+
+
+def _files_beneath(top: Path, inner: str = "") -> Iterator[_File]:
+    """All files of a tree; whatever cannot be part of a product is refused by its place."""
+    try:
+        entries = sorted((top / inner).iterdir())
+    except OSError as error:
+        raise local_failure(error, top / inner) from error
+    for path in entries:
+        _require_utf8(path)
+        below = f"{inner}/{path.name}" if inner else path.name
+        if stat.S_ISDIR(_mode(path)):
+            yield from _files_beneath(top, below)
+        else:
+            yield _File(path, below, _size(path))
 
 
 def _upload_tree(
     client: Client, directory: Path, name: str, parallel: int, wishes: dict[str, Any]
 ) -> dict[str, Any]:
-    files = sorted(path for path in directory.rglob("*") if not path.is_dir())
+    files = list(_files_beneath(directory))
     session = client.json("POST", "/v1/uploads", body={"name": name, **wishes})
     base = f"/v1/uploads/{session['id']}"
+
+    def send(file: _File, stop: threading.Event) -> None:
+        _put(client, file, f"{base}/{quote(file.inner)}", progress, stop)
+
     try:
-        with (
-            _progress(client, name, sum(path.stat().st_size for path in files)) as progress,
-            ThreadPoolExecutor(parallel) as pool,
-        ):
-            list(
-                pool.map(
-                    lambda path: _put(
-                        client,
-                        path,
-                        f"{base}/{quote(path.relative_to(directory).as_posix())}",
-                        progress,
-                    ),
-                    files,
-                )
-            )
+        with _progress(client, name, sum(file.size for file in files)) as progress:
+            for_all(send, files, parallel)
         answer: dict[str, Any] = client.json("POST", f"{base}/commit")
-    except (Failure, KeyboardInterrupt):
-        client.request("DELETE", base)
+    except BaseException as error:
+        # What cannot be taken back now, the service gives up by itself in time.
+        leaving = _LEAVE_SECONDS if isinstance(error, KeyboardInterrupt) else None
+        with suppress(Failure):
+            client.request("DELETE", base, timeout=leaving)
         raise
     return answer
 
 
 def _put(
     client: Client,
-    path: Path,
+    file: _File,
     target: str,
     progress: Progress,
+    stop: threading.Event | None = None,
     query: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    with path.open("rb") as file:
+    try:
+        opened = file.path.open("rb")
+    except OSError as error:
+        raise local_failure(error, file.path) from error
+    with opened:
         answer: dict[str, Any] = client.json(
             "PUT",
             target,
             query=query,
-            data=Reader(file, progress.move),
-            headers={"Content-Length": str(path.stat().st_size), **_once()},
+            data=Reader(opened, file.size, progress.move, stop),
+            headers={"Content-Length": str(file.size), **_once()},
+            transfer=True,
+            stop=stop,
         )
     return answer
 
@@ -182,45 +284,101 @@ def get(client: Client, reference: str, output: Path, only: tuple[str, ...], par
     top = output
     if not (len(product["files"]) == 1 and product["files"][0]["path"] == product["name"]):
         top = output / product["name"]
-    with (
-        _progress(client, product["name"], sum(item["size"] for item in files)) as progress,
-        ThreadPoolExecutor(parallel) as pool,
-    ):
-        list(pool.map(lambda item: _fetch(client, item, top, progress), files))
+    parts = _part_names(product["files"])
+
+    def fetch(item: dict[str, Any], stop: threading.Event) -> None:
+        target = top / item["path"]
+        try:
+            _fetch(client, item, top, parts[item["path"]], progress, stop)
+        except OSError as error:
+            raise local_failure(error, error.filename or target) from error
+
+    try:
+        with _progress(client, product["name"], sum(item["size"] for item in files)) as progress:
+            for_all(fetch, files, parallel)
+    except KeyboardInterrupt:
+        raise Failure(
+            "Interrupted. Run the same command again to go on where it stopped.", EXIT_INTERRUPTED
+        ) from None
     emit(client.as_json, {"id": product["id"], "path": str(top)}, f"{product['name']} is in {top}")
 
 
-def _fetch(client: Client, item: dict[str, Any], top: Path, progress: Progress) -> None:
+def _part_names(files: list[dict[str, Any]]) -> dict[str, str]:
+    """By path, what an unfinished file is called: by its content, and equal ones are counted."""
+    seen: Counter[str] = Counter()
+    names = {}
+    for item in sorted(files, key=lambda item: str(item["path"])):
+        stem = item["sha256"][:16]
+        count = seen[stem]
+        seen[stem] += 1
+        names[item["path"]] = f".{stem}-{count}.part" if count else f".{stem}.part"
+    return names
+
+
+def _fetch(
+    client: Client,
+    item: dict[str, Any],
+    top: Path,
+    part_name: str,
+    progress: Progress,
+    stop: threading.Event,
+) -> None:
     target = top / item["path"]
     if not target.resolve().is_relative_to(top.resolve()):
-        raise Failure(f"{item['path']!r} would leave {top}.", EXIT_FAILED)
+        raise Failure(f"{item['path']!r} would leave {shown(top)}.", EXIT_FAILED)
+    if target.is_dir():
+        raise Failure(f"{shown(target)} is a directory; a file is to lie there.", EXIT_FAILED)
     target.parent.mkdir(parents=True, exist_ok=True)
     if (
-        target.exists()
+        target.is_file()
         and target.stat().st_size == item["size"]
         and _sha256(target) == item["sha256"]
     ):
         progress.move(item["size"])
         return
-    part = target.with_name(f".{item['sha256'][:16]}.part")
+    part = target.with_name(part_name)
     with part.open("ab") as file:
         have = file.tell()
+        if have > item["size"]:
+            have = file.truncate(0)
         progress.move(have)
+        resumed = have > 0
         if have < item["size"]:
             headers = {"Range": f"bytes={have}-"} if have else {}
-            answer = client.request("GET", item["href"], headers=headers)
-            try:
-                for chunk in answer.stream(CHUNK):
-                    file.write(chunk)
-                    progress.move(len(chunk))
-            except (urllib3.exceptions.HTTPError, OSError) as error:
-                raise Failure(
-                    f"{item['path']!r} broke off; run the command again to go on.", EXIT_FAILED
-                ) from error
+            answer = client.request("GET", item["href"], headers=headers, transfer=True, stop=stop)
+            if resumed and answer.status != 206:  # whoever served it knows no ranges
+                file.truncate(0)
+                progress.move(-have)
+                resumed = False
+            for chunk in _received(answer, item["path"], stop):
+                file.write(chunk)
+                progress.move(len(chunk))
     if _sha256(part) != item["sha256"]:
         part.unlink()
-        raise Failure(f"{item['path']!r} arrived with another digest; run it again.", EXIT_FAILED)
+        raise Failure(
+            f"{item['path']!r} arrived with another digest; "
+            + (
+                "run the command again: it begins this file anew."
+                if resumed
+                else f"the stored bytes may be damaged: `storage-manager verify`, {_DAMAGED}."
+            ),
+            EXIT_FAILED,
+        )
     part.replace(target)
+
+
+def _received(
+    answer: urllib3.BaseHTTPResponse, path: str, stop: threading.Event
+) -> Iterator[bytes]:
+    try:
+        for chunk in answer.stream(CHUNK):
+            if stop.is_set():
+                raise Stopped
+            yield chunk
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise Failure(
+            f"{path!r} broke off; run the command again to go on.", EXIT_FAILED
+        ) from error
 
 
 def _sha256(path: Path) -> str:
@@ -365,4 +523,6 @@ def verify(client: Client, references: tuple[str, ...], manifest: bool) -> None:
                 if not line["passed"]:
                     emit(client.as_json, line, f"FAILED  {line['path']}: {line['message']}")
     if failed:
-        raise Failure(f"{failed} files are not what they should be.", EXIT_FAILED)
+        raise Failure(
+            f"{failed} files are not what they should be. What to do: {_DAMAGED}", EXIT_FAILED
+        )

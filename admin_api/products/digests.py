@@ -1,5 +1,6 @@
-"""Digests computed while bytes pass (design rule 4): SHA-256 and MD5 together.
+"""Digests computed while bytes pass (design rule 4): SHA-256, MD5, and others where asked for.
 
+The one table of algorithms that manifests may use, at ingest, verification and re-delivery.
 Large chunks are digested in threads beside the one that moves them; hashlib lets go of the
 interpreter lock meanwhile.  Called by the services wherever payload flows.
 """
@@ -10,9 +11,37 @@ import binascii
 import hashlib
 import json
 import os
+import re
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
+
+#: Algorithms by the names of hashlib.  Those of variable length (shake) say too little by a name.
+ALGORITHMS = (
+    "md5",
+    "sha1",
+    "sha224",
+    "sha256",
+    "sha384",
+    "sha512",
+    "sha3_224",
+    "sha3_256",
+    "sha3_384",
+    "sha3_512",
+    "blake2b",
+    "blake2s",
+    "crc32",
+)
+# How they are written, besides the above: without what is neither letter nor digit.
+_ALIASES = {
+    "sha": "sha1",
+    **{f"sha2{bits}": f"sha{bits}" for bits in (224, 256, 384, 512)},
+    "blake2b512": "blake2b",
+    "blake2s256": "blake2s",
+}
+_SPELLINGS = {name.replace("_", ""): name for name in ALGORITHMS} | _ALIASES
 
 # Below this a thread costs more than it brings.
 _INLINE = 128 * 1024
@@ -28,13 +57,64 @@ class FileDigest:
     md5: str
 
 
-class Digester:
-    """Passes chunks on and digests them meanwhile; one chunk is in work at a time."""
+class Hasher(Protocol):
+    """What computes one digest."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take the next bytes."""
+
+    def hexdigest(self) -> str:
+        """The digest of all bytes taken, in lower-case hex."""
+
+
+class _Crc32:
+    """CRC-32 as in zip and in XFDU manifests, in the shape of hashlib's."""
 
     def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: bytes, /) -> None:
+        self._value = zlib.crc32(data, self._value)
+
+    def hexdigest(self) -> str:
+        return f"{self._value:08x}"
+
+
+def algorithm_named(text: str) -> str | None:
+    """The algorithm that ``text`` means (``SHA-256``, ``sha3_256``, ``MD5``), or None."""
+    return _SPELLINGS.get(re.sub(r"[-_/. ()]", "", text.strip().lower()))
+
+
+def hasher(algorithm: str) -> Hasher:
+    """A new hasher for one of :data:`ALGORITHMS`; raises ValueError for any other name."""
+    if algorithm not in ALGORITHMS:
+        raise ValueError(algorithm)
+    if algorithm == "crc32":
+        return _Crc32()
+    return hashlib.new(algorithm, usedforsecurity=False)
+
+
+def digests_of(chunks: Iterable[bytes], algorithms: Iterable[str]) -> dict[str, str]:
+    """The digests of ``chunks`` by these algorithms, in one pass."""
+    hashers = {algorithm: hasher(algorithm) for algorithm in algorithms}
+    for chunk in chunks:
+        for item in hashers.values():
+            item.update(chunk)
+    return {algorithm: item.hexdigest() for algorithm, item in hashers.items()}
+
+
+class Digester:
+    """Passes chunks on and digests them meanwhile; one chunk is in work at a time.
+
+    ``algorithms`` are computed besides SHA-256 and MD5; see :meth:`others`.
+    """
+
+    def __init__(self, algorithms: Iterable[str] = ()) -> None:
         self.size = 0
         self._sha256 = hashlib.sha256()
         self._md5 = hashlib.md5(usedforsecurity=False)
+        self._others = {algorithm: hasher(algorithm) for algorithm in algorithms}
+        self._hashers: list[Hasher] = [self._md5, self._sha256, *self._others.values()]
         self._pending: list[Future[None]] = []
 
     def update(self, chunk: bytes) -> None:
@@ -42,14 +122,11 @@ class Digester:
         self._wait()
         self.size += len(chunk)
         if len(chunk) < _INLINE:
-            self._sha256.update(chunk)
-            self._md5.update(chunk)
+            for item in self._hashers:
+                item.update(chunk)
         else:
             pool = _threads()
-            self._pending = [
-                pool.submit(self._md5.update, chunk),
-                pool.submit(self._sha256.update, chunk),
-            ]
+            self._pending = [pool.submit(item.update, chunk) for item in self._hashers]
 
     def through(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         """``chunks`` unchanged, digested on the way."""
@@ -62,6 +139,11 @@ class Digester:
         """The digests of all that passed."""
         self._wait()
         return FileDigest(self.size, self._sha256.hexdigest(), self._md5.hexdigest())
+
+    def others(self) -> dict[str, str]:
+        """The digests by the other algorithms that were asked for."""
+        self._wait()
+        return {algorithm: item.hexdigest() for algorithm, item in self._others.items()}
 
     def _wait(self) -> None:
         for future in self._pending:

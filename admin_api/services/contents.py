@@ -11,11 +11,9 @@ from dataclasses import dataclass
 
 from admin_api.errors import InvalidKey, InvalidRequest, SizeMismatch, TooLarge
 from admin_api.products.digests import Digester, FileDigest
-from admin_api.products.manifests import MAX_MANIFEST_BYTES
+from admin_api.products.manifests import MAX_MANIFEST_BYTES, is_manifest
 from admin_api.services.wishes import Expected
 from admin_api.settings import LimitSettings
-
-_MANIFESTS = ("manifest.safe", "xfdumanifest.xml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class Contents:
         self._directories: set[str] = set()
         self._size = 0
         self.files: dict[str, Received] = {}
-        #: Manifests at the product's top, kept while they pass.
+        #: Files that may be the product's manifest, kept while they pass.
         self.manifests: dict[str, bytes] = {}
 
     def expect(self, path: str) -> None:
@@ -77,7 +75,7 @@ class Contents:
 
         Raises SizeMismatch as soon as there is more than was announced, TooLarge.
         """
-        manifest: list[bytes] | None = [] if path in _MANIFESTS else None
+        manifest: list[bytes] | None = [] if is_manifest(path) else None
         for chunk in digester.through(chunks):
             with self._lock:
                 self._size += len(chunk)

@@ -9,7 +9,6 @@ Digests are checked while the bytes pass; what happens to the product is ``lifec
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
@@ -24,7 +23,6 @@ from admin_api.errors import (
     DigestMismatch,
     InProgress,
     InvalidRequest,
-    ManifestMismatch,
     NotFound,
     ProductExists,
     ReadbackMismatch,
@@ -33,8 +31,8 @@ from admin_api.errors import (
     TooLarge,
 )
 from admin_api.keys import check_key, escape, join
-from admin_api.products.digests import Digester, FileDigest, list_digest
-from admin_api.products.manifests import MAX_MANIFEST_BYTES, compare, manifest_of
+from admin_api.products.digests import Digester, FileDigest, digests_of, list_digest
+from admin_api.products.manifests import MAX_MANIFEST_BYTES, compare, find_manifest
 from admin_api.products.names import check_id, check_name
 from admin_api.services import lifecycle
 from admin_api.services.access import Principal
@@ -404,31 +402,19 @@ def read_back(storage: Storage, key: str, digest: FileDigest) -> None:
 
 
 def _verify_manifest(reception: Reception, files: Mapping[str, Received]) -> None:
-    name, storage = reception.wish.name, reception.facility.storage
-    path = manifest_of(name)
+    """Compare with the manifest; ``files`` say where each file lies in the store."""
+    storage = reception.facility.storage
+    path = find_manifest(reception.wish.name, files)
     if path is None:
         return
     manifest = reception.contents.manifests.get(path)
     if path in files and manifest is None:  # received in an earlier request of a session
         manifest = b"".join(storage.open(files[path].key, 0, MAX_MANIFEST_BYTES))
-    if manifest is None:
-        raise ManifestMismatch(f"The product has no {path}.", manifest={"missing": [path]})
-
-    def other_digest(path: str, algorithm: str) -> str:
-        """A digest that was not computed on the way in: the stored file is read for it."""
-        if algorithm not in hashlib.algorithms_available:
-            raise ValueError(algorithm)
-        digest = hashlib.new(algorithm, usedforsecurity=False)
-        for chunk in storage.open(files[path].key):
-            digest.update(chunk)
-        return digest.hexdigest()
-
-    digests = {path: item.digest for path, item in files.items()}
-    report = compare(name, manifest, digests, other_digest)
-    if not report.passed:
-        raise ManifestMismatch(
-            f"The product is not what its {path} says: of {report.entries} entries "
-            f"{len(report.right)} are right, {len(report.wrong)} wrong, "
-            f"{len(report.missing)} missing.",
-            manifest=report.as_dict(),
-        )
+    compare(
+        reception.wish.name,
+        path,
+        manifest,
+        {path: item.digest for path, item in files.items()},
+        # Digests that were not computed on the way in: the stored file is read for them.
+        lambda name, algorithms: digests_of(storage.open(files[name].key), algorithms),
+    ).require_passed()

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from tests.generator import make_s1, make_s3, make_s5p
-from tests.support.servers import ROOT, Service
+from tests.generator import make_s1, make_s2, make_s3, make_s5p, write_random
+from tests.support.servers import ROOT, Service, wait_until
 
 
 def lines(text: str) -> list[dict]:
@@ -88,6 +93,202 @@ def test_a_failed_product_is_named_and_the_others_go_in(service, tmp_path: Path)
     assert "wrong    viscal.nc: size 6" in done.stdout
     assert whole.name in done.stdout
     assert service.cli("show", broken.name, check=False).returncode == 3
+
+
+def sessions(service: Service) -> list[Path]:
+    """What upload sessions have left in a store that is a directory."""
+    store = service.directory / "store"
+    return [path for path in store.rglob("*") if path.is_file() and ".products" not in path.parts]
+
+
+def test_files_of_equal_content_all_arrive(make_service, tmp_path: Path) -> None:
+    service = make_service()
+    service.start()
+    tree = tmp_path / "masks.zarr"
+    write_random(tree / "first.bin", 3_000_000, 1)
+    (tree / "second.bin").write_bytes((tree / "first.bin").read_bytes())
+    for number in range(10):
+        (tree / f"equal-{number}").write_bytes(b"equal")
+        (tree / f"empty-{number}").touch()
+    service.cli("ingest", str(tree), "--parallel", "8")
+    service.cli("get", tree.name, "--output", str(tmp_path / "out"))
+    arrived = {path.name: path.read_bytes() for path in (tmp_path / "out" / tree.name).iterdir()}
+    assert arrived == {path.name: path.read_bytes() for path in tree.iterdir()}
+
+
+def test_whoever_comes_while_the_service_is_busy_waits_and_loses_nothing(
+    make_service, tmp_path: Path
+) -> None:
+    service = make_service(server={"threads": 6})  # two transfers at once
+    service.start()
+    trees = [make_s2(tmp_path, seed=seed, files=9) for seed in range(90, 93)]
+
+    def ingest(tree: Path) -> dict:
+        done = service.cli("--json", "--quiet", "ingest", str(tree), "--parallel", "32")
+        return lines(done.stdout)[0]
+
+    with ThreadPoolExecutor(len(trees)) as pool:
+        results = list(pool.map(ingest, trees))
+    assert [(item["result"], item["file_count"]) for item in results] == [("created", 10)] * 3
+    refused = [line for line in service.log().splitlines() if '"busy"' in line]
+    assert refused, "nobody was told to come again: the test shows nothing"
+
+
+def test_a_directory_with_a_zarr_suffix_or_a_manifest_is_one_product(
+    service: Service, tmp_path: Path
+) -> None:
+    zarr = tmp_path / "S02MSIL1C_20240428T102559_0000_B108_T781.zarr"
+    for path in (".zattrs", ".zgroup", "measurements/r10m/b02/0.0", "measurements/r10m/b02/0.1"):
+        write_random(zarr / path, 100, 1)
+    plain = make_s3(tmp_path, seed=95).rename(tmp_path / "a-copy")
+    done = service.cli("--json", "--quiet", "ingest", str(zarr), str(plain))
+    found = {item["name"]: (item["file_count"], item["mission"]) for item in lines(done.stdout)}
+    assert found == {zarr.name: (4, "S2"), "a-copy": (4, None)}
+
+
+def test_what_products_do_not_hold_is_refused_by_its_place_and_nothing_is_left(
+    make_service, tmp_path: Path
+) -> None:
+    service = make_service()
+    service.start()
+    incoming = tmp_path / "incoming"
+    incoming.mkdir()
+
+    def place(number: int) -> Path:
+        return make_s1(incoming, seed=number, size=100) / "measurement" / f"odd{number}"
+
+    folder, file, broken, bytes_, fifo, forbidden = map(place, range(6))
+    folder.symlink_to(folder.parent, target_is_directory=True)
+    file.symlink_to(file.parents[1] / "manifest.safe")
+    broken.symlink_to(tmp_path / "nothing")
+    Path(os.fsdecode(os.fsencode(bytes_) + b"\xff")).touch()
+    os.mkfifo(fifo)
+    # This is refused by the store's grammar, when other files have arrived already.
+    forbidden.with_name("odd5?").write_bytes(b"x")
+    done = service.cli("ingest", str(incoming), check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    refusals = done.stdout.splitlines()
+    assert [line.startswith("FAILED  ") for line in refusals] == [True] * 6
+    for number, line in enumerate(refusals):
+        assert f"odd{number}" in line
+    wait_until(lambda: not sessions(service), 20, "an empty store")
+    assert lines(service.cli("--json", "ls").stdout) == []
+
+
+def test_local_problems_are_sentences(service: Service, tmp_path: Path) -> None:
+    path = make_s5p(tmp_path, seed=97)
+    service.cli("ingest", str(path))
+    (tmp_path / "file").touch()
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "dangling.nc").symlink_to(tmp_path / "nothing")
+    (tmp_path / "token").write_bytes(b"\x80\xff\0")
+    (tmp_path / "lines").write_text("two\nlines")
+    (tmp_path / "out" / path.name).mkdir(parents=True)
+    for arguments, said in [
+        (["get", path.name, "--output", str(tmp_path / "file")], str(tmp_path / "file")),
+        (["get", path.name, "--output", "/proc/nothing"], "/proc/nothing"),
+        (["get", path.name, "--output", str(tmp_path / "out")], path.name),
+        (["ingest", str(tmp_path / "links")], "dangling.nc is a symbolic link"),
+        (["ingest", str(tmp_path / "links" / "dangling.nc")], "is a symbolic link"),
+        (["--token-file", str(tmp_path / "token"), "ls"], "holds no token"),
+        (["--token-file", str(tmp_path / "lines"), "ls"], "holds no token"),
+    ]:
+        done = service.cli(*arguments, check=False)
+        assert done.returncode in (1, 5), arguments
+        assert said in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_full_local_disk_is_a_sentence(service: Service, tmp_path: Path) -> None:
+    path = make_s5p(tmp_path, seed=98)
+    service.cli("ingest", str(path))
+    name = f".{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}.part"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to("/dev/full")
+    done = service.cli("get", path.name, "--output", str(tmp_path / "out"), check=False)
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_exit_code_of_an_ingest_is_that_of_its_failure(service, tmp_path: Path) -> None:
+    path = make_s5p(tmp_path, seed=99)
+    service.cli("ingest", str(path))
+    assert service.cli("ingest", str(path), "--duplicates", "error", check=False).returncode == 4
+    reader = ["--token-file", str(service.token_file("read"))]
+    assert service.cli(*reader, "ingest", str(path), check=False).returncode == 5
+    incoming = tmp_path / "incoming"
+    incoming.mkdir()
+    for seed in (1, 2, 3):
+        make_s5p(incoming, seed=seed)
+    done = service.cli("--url", "http://127.0.0.1:9", "ingest", str(incoming), check=False)
+    assert done.returncode == 6
+    assert done.stdout.count("FAILED") == 1  # nobody answers: the others are not tried
+
+
+@pytest.fixture
+def stalling():
+    """A service that takes requests and never answers those that move payload."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    moving = threading.Event()
+    held = []
+    item = {"path": "a.nc", "size": 10_000_000, "sha256": "00" * 32, "href": "/v1/stall"}
+    product = {"id": "x", "name": "x.SAFE", "size": 10_000_000, "files": [item]}
+
+    def serve(connection: socket.socket) -> None:
+        held.append(connection)
+        while head := connection.recv(65536):
+            if b"/v1/products/" in head:
+                body = json.dumps(product).encode()
+            elif head.startswith(b"POST /v1/uploads "):
+                body = json.dumps({"id": "s"}).encode()
+            else:
+                moving.set()
+                continue
+            connection.sendall(
+                b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+            )
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=[connection], daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}", moving
+    listener.close()
+    for connection in held:
+        connection.close()
+
+
+@pytest.mark.parametrize("verb", ["get", "ingest"])
+def test_an_interrupt_ends_the_command_at_once_and_says_how_to_go_on(
+    stalling, tmp_path: Path, verb: str
+) -> None:
+    url, moving = stalling
+    arguments = ["get", "x.SAFE", "--output", str(tmp_path)]
+    if verb == "ingest":
+        arguments = ["ingest", str(make_s1(tmp_path, seed=1, size=20_000_000))]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "admin_api", "--url", url, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        assert moving.wait(60)
+        process.send_signal(signal.SIGINT)
+        # The service never answers: who waits for it does not end in this time either.
+        _, said = process.communicate(timeout=15)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Run the same command again to go on" in said
+    assert "Traceback" not in said
 
 
 def test_holds_retention_and_purge(service: Service, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ PACKAGE = Path(errors.__file__).parent
 LAYERS = ["cli", "web", "services", "catalog", "products", "storage", "keys", "settings", "errors"]
 # What a layer may import, besides itself.
 ALLOWED = {
-    "cli": {"web", "services", "settings", "errors"},
+    "cli": {"web", "services", "products", "settings", "errors"},
     "web": {"services", "catalog", "storage", "settings", "errors"},
     "services": {"catalog", "products", "storage", "keys", "settings", "errors"},
     "catalog": {"settings", "errors"},
