@@ -189,6 +189,22 @@ class FileQuery(Request):
     redirect: bool = Field(default=True, description="false: always through this service")
 
 
+class FileHeader(BaseModel):
+    """Headers of a request for a file."""
+
+    prefer: str | None = Field(
+        default=None,
+        alias="Prefer",
+        description="RFC 7240; with no-redirect the bytes come through this service",
+    )
+
+    @property
+    def no_redirect(self) -> bool:
+        """Whether the client asks for no redirect."""
+        preferences = (self.prefer or "").split(",")
+        return "no-redirect" in (item.partition(";")[0].strip().lower() for item in preferences)
+
+
 class ArchiveQuery(Request):
     """How a product is packed."""
 

@@ -39,9 +39,8 @@ class Sources:
         """
         try:
             scheme = urlsplit(uri).scheme
-        except ValueError as error:
-            # The error's own words may hold the credentials of the URI.
-            raise InvalidRequest(f"The source {shown(uri)!r} is not a URI.") from error
+        except ValueError:  # its own words may hold the credentials of the URI
+            raise InvalidRequest(f"The source {shown(uri)!r} is not a URI.") from None
         match scheme:
             case "file":
                 return files.find(uri, self._settings.file_roots, self._max_files)

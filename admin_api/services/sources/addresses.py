@@ -60,8 +60,8 @@ class AllowList:
             split = urlsplit(uri)
             port = split.port or _PORTS.get(split.scheme, 0)
             found = origin(uri)
-        except ValueError as error:
-            raise SourceDenied(f"The source {shown(uri)!r} is not a web address.") from error
+        except ValueError:
+            raise SourceDenied(f"The source {shown(uri)!r} is not a web address.") from None
         if split.username is not None or split.password is not None or "\\" in uri:
             raise SourceDenied("A source URI may not hold credentials or backslashes.")
         if found not in self._origins:

@@ -1,4 +1,4 @@
-"""Web servers as sources: asked in turn, asked again when busy, gone on with where a body broke off.
+"""Web servers as sources: asked in turn, asked again when busy, resumed where they break off.
 
 Called by ``services/sources``.  Messages name the cause and never hold a query: signatures and
 tokens lie there.
@@ -201,8 +201,9 @@ class Web:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             certificate = _certificate_problem(error)
             if certificate is not None:
-                raise SourceUnavailable(f"The source {shown(uri)!r}: {certificate}.") from error
-            raise _PassingError(f"cannot be reached: {self._reason(error)}") from error
+                raise SourceUnavailable(f"The source {shown(uri)!r}: {certificate}.") from None
+            # The library's own words may hold the query; what is logged must not.
+            raise _PassingError(f"cannot be reached: {self._reason(error)}") from None
 
     def _server(self, uri: str) -> Server:
         settings = self._settings
@@ -366,8 +367,8 @@ def _redirected(place: str, answer: Answer) -> str:
     answer.dismiss()
     try:
         return urljoin(place, location)
-    except ValueError as error:
-        raise SourceDenied(f"The source {shown(place)!r} redirects to what is no URI.") from error
+    except ValueError:
+        raise SourceDenied(f"The source {shown(place)!r} redirects to what is no URI.") from None
 
 
 def _range(validator: str, start: int, stop: int | None) -> dict[str, str]:
