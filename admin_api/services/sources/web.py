@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import random
 import ssl
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
+from time import sleep
 from urllib.parse import unquote, urljoin, urlsplit
 
 import urllib3
@@ -158,7 +158,7 @@ class Web:
         if not wait:
             wait = _backoff(attempt)
         # Those who were refused together shall not come back together.
-        time.sleep(wait + random.uniform(0, min(1.0, 0.1 + 0.1 * wait)))
+        sleep(wait + random.uniform(0, min(1.0, 0.1 + 0.1 * wait)))
 
     def _follow(self, uri: str, asked: dict[str, str]) -> Answer:
         """One try: the answer at the end of the redirects, each of them checked."""
@@ -249,7 +249,7 @@ class Web:
                 if failures >= self._settings.attempts:
                     raise SourceUnavailable(f"The source {shown(uri)!r} {broken}.")
                 if failures > 1:
-                    time.sleep(_backoff(failures - 1))
+                    sleep(_backoff(failures - 1))
                 answer = self._resumed(uri, about, position, broken)
                 skip = position if answer.status == _OK else 0
                 if size is None and answer.status == _PARTIAL:
@@ -317,18 +317,20 @@ class Web:
             finally:
                 answer.close()
             if attempt < self._settings.attempts:
-                time.sleep(_backoff(attempt))
+                sleep(_backoff(attempt))
         raise SourceUnavailable(f"The source {shown(uri)!r} {broken}.")
 
     def _reason(self, error: BaseException) -> str:
         """What went wrong on a connection, in words of ours: those of libraries hold addresses."""
-        for item in _chain(error):
-            if isinstance(item, TimeoutError | urllib3.exceptions.TimeoutError):
-                return f"no answer for {self._settings.timeout:g} s"
+        chain = list(_chain(error))
+        for item in chain:
             if isinstance(item, ssl.SSLError):
                 return f"TLS: {item.reason or 'the handshake failed'}"
             if isinstance(item, OSError) and item.strerror:
                 return item.strerror
+        # After the system's words: urllib3 takes a refused connection for a kind of timeout.
+        if any(isinstance(item, TimeoutError | urllib3.exceptions.TimeoutError) for item in chain):
+            return "no answer in time"
         return "the connection was closed without an answer"
 
 
