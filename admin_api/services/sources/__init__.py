@@ -48,7 +48,7 @@ class Sources:
                 return buckets.find(uri, self._settings.s3, self._max_files)
             case "http" | "https":
                 return self._web.find(uri) if ask else self._web.listed(uri)
+        # Of a URI of an unknown form it is not known where its secrets are.
         raise SourceDenied(
-            f"The source {shown(uri)!r} has the scheme {scheme!r}; file, s3, http, https and "
-            "alluxio are known."
+            f"The source has the scheme {scheme!r}; file, s3, http, https and alluxio are known."
         )

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
 from admin_api.errors import SourceDenied, SourceUnavailable
-from admin_api.services.sources.found import shown
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -61,7 +60,7 @@ class AllowList:
             port = split.port or _PORTS.get(split.scheme, 0)
             found = origin(uri)
         except ValueError:
-            raise SourceDenied(f"The source {shown(uri)!r} is not a web address.") from None
+            raise SourceDenied("The source URI is not a web address.") from None
         if split.username is not None or split.password is not None or "\\" in uri:
             raise SourceDenied("A source URI may not hold credentials or backslashes.")
         if found not in self._origins:
