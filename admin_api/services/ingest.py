@@ -56,6 +56,9 @@ def ingest(facility: Facility, principal: Principal, wish: Wish, order: Order) -
         raise InvalidRequest("Name either one source or the files, not both and not neither.")
     if order.register and order.unpack:
         raise InvalidRequest("An archive that is unpacked cannot be registered in place.")
+    if not order.register:
+        for uri, expected in _stated(order):
+            incoming.require_stated(uri, expected)
     sources = Sources(facility.settings.sources, facility.settings.limits)
 
     @functools.cache
@@ -71,8 +74,6 @@ def ingest(facility: Facility, principal: Principal, wish: Wish, order: Order) -
     principal.require_mission(_mission(wish.name))
     if order.register:
         return _register(facility, principal, wish, order)
-    for uri, expected in _stated(order):
-        incoming.require_stated(uri, expected)
     if order.unpack:
         outcome = _ingest_archive(facility, principal, wish, order, find, kind)
     else:

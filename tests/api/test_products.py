@@ -612,3 +612,18 @@ def test_probe_says_in_sentences_that_the_store_keeps_its_promises(service: Serv
     lines = [json.loads(line) for line in answer.data.splitlines()]
     assert lines[-1] == {"type": "summary", "failed": 0}
     assert all(line["sentence"].endswith(".") for line in lines[:-1])
+
+
+@pytest.mark.parametrize("preference", ["no-redirect", "respond-async, No-Redirect; x=1"])
+def test_a_client_that_prefers_no_redirect_gets_the_bytes_from_here(
+    service, stored, preference: str
+) -> None:
+    data, href = stored
+    plain = service.request("GET", href)
+    assert plain.status in (200, 307)
+    assert "Prefer" in plain.headers["Vary"]
+    asked = service.request("GET", href, headers={"Prefer": preference})
+    assert (asked.status, asked.data) == (200, data)
+    assert asked.headers["Preference-Applied"] == "no-redirect"
+    other = service.request("GET", href, headers={"Prefer": "respond-async"})
+    assert (other.status, "Preference-Applied" in other.headers) == (plain.status, False)

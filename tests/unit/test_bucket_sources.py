@@ -113,7 +113,11 @@ def test_a_bucket_is_asked_with_one_client_however_many_files_are_listed(bucket)
 def test_what_is_no_key_is_refused_and_no_other_key_is_read_for_it(bucket) -> None:
     client, sources = bucket
     put(client, **{"a/x": b"x"})
-    for uri in ("s3://inbox/a/x?versionId=secret", "s3://inbox/a/x#secret", "s3://me:secret@inbox/a/x"):
+    for uri in (
+        "s3://inbox/a/x?versionId=secret",
+        "s3://inbox/a/x#secret",
+        "s3://me:secret@inbox/a/x",
+    ):
         with pytest.raises(SourceDenied) as caught:
             sources.find(uri)
         assert "secret" not in str(caught.value)
