@@ -5,7 +5,6 @@ Called by ``web/products.py``.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -61,12 +60,26 @@ def ingest(facility: Facility, principal: Principal, wish: Wish, order: Order) -
             incoming.require_stated(uri, expected)
     sources = Sources(facility.settings.sources, facility.settings.limits)
 
-    @functools.cache
-    def find(uri: str) -> Found:
-        if incoming.is_incoming(uri):
-            return incoming.find(facility, principal, uri)
-        return sources.find(uri, ask=order.source is not None)
+    known: dict[str, Found] = {}
 
+    def find(uri: str) -> Found:
+        if uri not in known:
+            if incoming.is_incoming(uri):
+                known[uri] = incoming.find(facility, principal, uri)
+            else:
+                known[uri] = sources.find(uri, ask=order.source is not None)
+        return known[uri]
+
+    try:
+        return _ingest(facility, principal, wish, order, find)
+    finally:
+        for found in known.values():
+            found.close()
+
+
+def _ingest(
+    facility: Facility, principal: Principal, wish: Wish, order: Order, find: Finder
+) -> Outcome:
     name, kind = wish.name or _name_from(order, find), None
     if order.unpack:  # a name that ends like an archive is the archive's
         name, kind = split_suffix(name)
@@ -226,13 +239,16 @@ def _common_directory(keys: Sequence[str]) -> str:
 def _storing(reception: Reception, file: SourceFile, expected: Expected) -> Callable[[], object]:
     def store() -> None:
         ready = file.ready()
-        wanted = _narrowed(expected, ready.size)
-        if not ready.delimited and wanted == Expected():
-            raise InvalidRequest(
-                f"Of {file.path!r} size, sha256 or md5 must be stated: the server gives no length, "
-                "so a file that breaks off would look whole."
-            )
-        reception.store(file.path, ready.open(), wanted)
+        try:
+            wanted = _narrowed(expected, ready.size)
+            if not ready.delimited and wanted == Expected():
+                raise InvalidRequest(
+                    f"Of {file.path!r} size, sha256 or md5 must be stated: the server gives no "
+                    "length, so a file that breaks off would look whole."
+                )
+            reception.store(file.path, ready.open(), wanted)
+        finally:
+            ready.close()
 
     return store
 

@@ -6,6 +6,7 @@ import email.utils
 import hashlib
 import io
 import os
+import socket
 import ssl
 import tarfile
 import time
@@ -18,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from admin_api.errors import InvalidRequest, SourceNotFound, SourceUnavailable
+from admin_api.errors import InvalidRequest, SizeMismatch, SourceNotFound, SourceUnavailable
 from admin_api.services.ingest import Order, Reference, ingest
 from admin_api.services.sources import Sources
 from admin_api.services.wishes import Expected, Wish
@@ -110,6 +111,42 @@ def test_an_answer_that_nobody_reads_gives_its_connection_back(web) -> None:
     for _ in range(10):  # more often than there are connections
         assert sources(web).find(f"{web.url}/a.nc").files[0].size == len(DATA)
     assert read(web, "/a.nc") == DATA
+
+
+def test_an_ingest_that_ends_before_it_reads_gives_its_connection_back(
+    web, tmp_path, operator
+) -> None:
+    web.files["/a.nc"] = File(DATA)
+    facility = facility_for(web, tmp_path, connections_per_origin=1)
+    wrong = Expected(size=7)
+    listed = [Reference(name, f"{web.url}/a.nc", wrong) for name in ("a", "b")]
+    orders = [Order(source=f"{web.url}/a.nc", unpack=True), Order(references=listed)] * 2
+    kept = []  # an error keeps what it went through alive, readers too
+    for number, order in enumerate(orders):
+        with pytest.raises((InvalidRequest, SizeMismatch)) as caught:
+            ingest(facility, operator, Wish(name=str(number)), order)
+        kept.append(caught.value)
+    assert len(web.asked) >= len(orders)
+
+
+def test_a_server_that_takes_no_connections_at_one_address_is_asked_at_the_next(
+    web, waits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.files["/a.nc"] = File(DATA)
+    port = int(web.url.rpartition(":")[2])
+    two = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+        for address in ("127.0.0.2", "127.0.0.1")
+    ]
+    real = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *more, **rest: two if host == "two.test" else real(host, *more, **rest),
+    )
+    web.url = f"http://two.test:{port}"
+    assert read(web, "/a.nc") == DATA
+    assert waits == []
 
 
 # -- busy --------------------------------------------------------------------------------------

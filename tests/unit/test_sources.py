@@ -205,6 +205,29 @@ def test_a_name_that_resolves_to_another_address_later_is_not_asked_again(
     assert resolved == ["data.test"]
 
 
+def test_a_connection_that_is_kept_open_is_not_used_for_an_address_that_is_not_allowed(
+    origin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = int(origin.rpartition(":")[2])
+    address = "127.0.0.1"
+
+    def moving(host, asked_port, *args, **kwargs):
+        if host != "moving.test":
+            return real(host, asked_port, *args, **kwargs)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    real = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", moving)
+    allowed = sources(origins=[f"http://moving.test:{port}"], private_networks=["127.0.0.0/8"])
+    found = allowed.find(f"http://moving.test:{port}/data/file.nc")
+    assert b"".join(found.files[0].open()) == b"data"
+    address = "10.0.0.1"
+    with pytest.raises(SourceDenied):
+        allowed.find(f"http://moving.test:{port}/data/file.nc")
+    with pytest.raises(SourceDenied):
+        list(found.files[0].open())
+
+
 def test_only_files_beneath_the_allowed_roots_are_read(tmp_path: Path) -> None:
     root = tmp_path / "root"
     (root / "tree/deep").mkdir(parents=True)

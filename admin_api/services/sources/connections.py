@@ -80,25 +80,36 @@ class Server:
         """
         self._enter()
         try:
-            pool = self._pool_to(target, addresses)
-            response = pool.urlopen(
-                "GET",
-                target.request,
-                headers={"Host": target.host_header, "Accept-Encoding": "identity", **headers},
-                redirect=False,
-                retries=False,
-                preload_content=False,
-                decode_content=False,
-            )
-        except BaseException as error:
-            if isinstance(
-                error,
-                urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError,
-            ):
-                self._try_another_address(pool)
+            response = self._request(target, addresses, headers)
+        except BaseException:
             self._leave()
             raise
         return Answer(response, self._leave)
+
+    def _request(
+        self, target: Target, addresses: Sequence[str], headers: dict[str, str]
+    ) -> urllib3.BaseHTTPResponse:
+        """The answer of the first address that takes a connection."""
+        for left in range(len(addresses) - 1, -1, -1):
+            pool = self._pool_to(target, addresses)
+            try:
+                return pool.urlopen(
+                    "GET",
+                    target.request,
+                    headers={"Host": target.host_header, "Accept-Encoding": "identity", **headers},
+                    redirect=False,
+                    retries=False,
+                    preload_content=False,
+                    decode_content=False,
+                )
+            except (
+                urllib3.exceptions.NewConnectionError,
+                urllib3.exceptions.ConnectTimeoutError,
+            ):
+                self._try_another_address(pool)
+                if not left:
+                    raise
+        raise AssertionError("a name has at least one address")
 
     def refused(self) -> None:
         """The server says that it is asked too much: no more connections than it has now."""

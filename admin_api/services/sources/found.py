@@ -21,7 +21,7 @@ class SourceFile:
 
     ``asked`` is set where the source was not asked yet: it asks, and gives the file as the source
     describes it.  ``delimited`` is false where only the end of a connection ends the file, so that
-    nobody can tell a whole one from one that broke off.
+    nobody can tell a whole one from one that broke off.  ``drop`` is what :meth:`close` does.
     """
 
     path: str
@@ -30,10 +30,16 @@ class SourceFile:
     read_at: Callable[[int, int], Iterator[bytes]] | None = None
     asked: Callable[[], SourceFile] | None = None
     delimited: bool = True
+    drop: Callable[[], None] | None = None
 
     def ready(self) -> SourceFile:
         """The file as its source describes it; to be called when the file's turn has come."""
         return self.asked() if self.asked is not None else self
+
+    def close(self) -> None:
+        """Give back the connections that are held for reading; an error may keep a reader alive."""
+        if self.drop is not None:
+            self.drop()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,11 @@ class Found:
     name: str
     is_tree: bool
     files: list[SourceFile]
+
+    def close(self) -> None:
+        """To be called when all is read, or nothing more will be."""
+        for file in self.files:
+            file.close()
 
 
 def shown(uri: str) -> str:

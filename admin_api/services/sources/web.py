@@ -67,22 +67,25 @@ class _About:
 
 
 class _Opened:
-    """An answer that told what a file is, kept for the first reading."""
+    """The answers that are open for one file; the first one told what it is."""
 
-    def __init__(self, answer: Answer) -> None:
-        self._answers = [answer]
+    def __init__(self, first: Answer) -> None:
+        self._first: Answer | None = first
+        self._open = [first]
 
     def take(self) -> Answer | None:
-        """The answer, once."""
-        try:
-            return self._answers.pop()
-        except IndexError:
-            return None
+        """The first answer, once."""
+        first, self._first = self._first, None
+        return first
 
-    def drop(self) -> None:
-        """Give its connection back: the file is read in another way."""
-        answer = self.take()
-        if answer is not None:
+    def add(self, answer: Answer) -> Answer:
+        """Remember another answer for the same file."""
+        self._open = [answer]
+        return answer
+
+    def close(self) -> None:
+        """Give the connections back; nothing is read after this."""
+        for answer in self._open:
             answer.close()
 
 
@@ -96,7 +99,7 @@ class Web:
         self._allowed = AllowList(settings.origins, settings.private_networks)
 
     def find(self, uri: str) -> Found:
-        """Ask for the file; the answer stays open for the first reading."""
+        """Ask for the file; the answer stays open for the first reading, or until it is closed."""
         answer = self._request(uri, {})
         about = _describe(uri, answer)
         return Found(about.name, False, [self._file(uri, about, _Opened(answer))])
@@ -116,10 +119,11 @@ class Web:
 
     def _file(self, uri: str, about: _About, opened: _Opened) -> SourceFile:
         def read() -> Iterator[bytes]:
-            return self._read(uri, about, opened.take())
+            return self._read(uri, about, opened)
 
         def read_at(start: int, stop: int) -> Iterator[bytes]:
-            opened.drop()
+            opened.take()
+            opened.close()
             for first in range(start, stop, _PIECE):
                 yield self._piece(uri, about, first, min(first + _PIECE, stop))
 
@@ -129,6 +133,7 @@ class Web:
             read,
             read_at if about.readable_anywhere else None,
             delimited=about.delimited,
+            drop=opened.close,
         )
 
     # -- asking ------------------------------------------------------------------------------
@@ -215,16 +220,17 @@ class Web:
         )
 
     # -- reading -----------------------------------------------------------------------------
-    def _read(self, uri: str, about: _About, answer: Answer | None) -> Iterator[bytes]:
+    def _read(self, uri: str, about: _About, opened: _Opened) -> Iterator[bytes]:
         """The body from its first to its last byte, over as many answers as that takes."""
         size = about.version.size
         position = mark = 0  # handed on; handed on when the body broke off the last time
         skip = 0  # bytes of this answer that were handed on before
         failures = 0
         pace = Pace(self._min_rate)
+        answer = opened.take()
         try:
             if answer is None:
-                answer = self._request(uri, {})
+                answer = opened.add(self._request(uri, {}))
                 _require_same(uri, about, answer)
             while True:
                 chunk, broken = self._next(answer, position, size, skip)
@@ -250,7 +256,7 @@ class Web:
                     raise SourceUnavailable(f"The source {shown(uri)!r} {broken}.")
                 if failures > 1:
                     sleep(_backoff(failures - 1))
-                answer = self._resumed(uri, about, position, broken)
+                answer = opened.add(self._resumed(uri, about, position, broken))
                 skip = position if answer.status == _OK else 0
                 if size is None and answer.status == _PARTIAL:
                     span = headers.content_range(answer.headers)
