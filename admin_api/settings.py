@@ -203,6 +203,24 @@ class SourceSettings(_Section):
     ca_file: Path | None = Field(default=None, description="CA bundle for https sources")
     timeout: float = Field(default=60.0, gt=0, description="seconds without a byte")
     redirects: int = Field(default=3, ge=0, le=10)
+    connections_per_origin: int = Field(
+        default=4,
+        ge=1,
+        le=64,
+        description="connections to one web server at once, for each process and all its ingests",
+    )
+    attempts: int = Field(
+        default=5,
+        ge=1,
+        le=20,
+        description="tries of one request to a web server, and tries to go on with a body in vain",
+    )
+    retry_after_seconds: float = Field(
+        default=120.0,
+        ge=0,
+        description="longest wait that a web server's Retry-After is granted; one that asks for "
+        "more fails the ingest",
+    )
 
 
 class LimitSettings(_Section):

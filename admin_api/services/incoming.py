@@ -24,7 +24,7 @@ from admin_api.errors import (
 from admin_api.keys import INCOMING, beneath, check_key, join
 from admin_api.services.access import Principal, Scope
 from admin_api.services.facility import Facility
-from admin_api.services.sources import Found, SourceFile
+from admin_api.services.sources import Found, SourceFile, shown
 from admin_api.services.wishes import Expected
 from admin_api.storage.base import put_bytes
 
@@ -54,7 +54,8 @@ def find(facility: Facility, principal: Principal, uri: str) -> Found:
         size = facility.storage.stat(key).size
     except NotFound:
         raise SourceNotFound(
-            f"The source {uri!r} names nothing; a directory cannot be registered, list its files."
+            f"The source {shown(uri)!r} names nothing; a directory cannot be registered, "
+            "list its files."
         ) from None
     name = key.rpartition("/")[2]
     return Found(name, False, [SourceFile(name, size, lambda: facility.storage.open(key))])
@@ -64,8 +65,8 @@ def require_stated(uri: str, expected: Expected) -> None:
     """Refuse an upload of which the sender does not say what it should be."""
     if is_incoming(uri) and (expected.size is None or not (expected.sha256 or expected.md5)):
         raise InvalidRequest(
-            f"Of {uri!r} size and sha256 or md5 must be stated: an upload through a proxy may have "
-            "broken off without anybody noticing."
+            f"Of {shown(uri)!r} size and sha256 or md5 must be stated: an upload through a "
+            "proxy may have broken off without anybody noticing."
         )
 
 
@@ -104,11 +105,11 @@ def expire(facility: Facility, older_than: datetime) -> int:
 def _key(facility: Facility, principal: Principal, uri: str) -> str:
     key = facility.storage.key_of(uri)
     if key is None:
-        raise SourceDenied(f"The source {uri!r} names no cluster of this facility.")
+        raise SourceDenied(f"The source {shown(uri)!r} names no cluster of this facility.")
     check_key(key)
     for path in facility.storage.cached_mounts():
         if beneath(key, join(path, INCOMING, principal.subject)):
             return key
         if Scope.ADMIN in principal.scopes and beneath(key, join(path, INCOMING)):
             return key
-    raise SourceDenied(f"The source {uri!r} lies outside {INCOMING}/{principal.subject}/.")
+    raise SourceDenied(f"The source {shown(uri)!r} lies outside {INCOMING}/{principal.subject}/.")

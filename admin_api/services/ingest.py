@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from admin_api.errors import InvalidRequest
 from admin_api.products.digests import Digester
@@ -18,7 +18,7 @@ from admin_api.services.access import Principal
 from admin_api.services.archives import split_suffix, unpack
 from admin_api.services.facility import Facility
 from admin_api.services.reception import Comparing, Reception, check_digest
-from admin_api.services.sources import Found, SourceFile, Sources
+from admin_api.services.sources import Found, SourceFile, Sources, shown
 from admin_api.services.wishes import Expected, Outcome, Wish
 
 Finder = Callable[[str], Found]
@@ -47,29 +47,48 @@ class Order:
 def ingest(facility: Facility, principal: Principal, wish: Wish, order: Order) -> Outcome:
     """Ingest the product and return what came of it; it is durable and visible then.
 
-    ``wish.name`` may be empty: the last part of the source's path is the name then.
+    ``wish.name`` may be empty: the last part of the source's path is the name then, or what a web
+    server calls the file.
     Raises the errors of sources, reception and store; nothing is left behind by any of them.
     """
     if (order.source is None) == (not order.references):
         raise InvalidRequest("Name either one source or the files, not both and not neither.")
     if order.register and order.unpack:
         raise InvalidRequest("An archive that is unpacked cannot be registered in place.")
-    if not wish.name:
-        wish = replace(wish, name=_name_from(order))
+    if not order.register:
+        for uri, expected in _stated(order):
+            incoming.require_stated(uri, expected)
+    sources = Sources(facility.settings.sources, facility.settings.limits)
+
+    known: dict[str, Found] = {}
+
+    def find(uri: str) -> Found:
+        if uri not in known:
+            if incoming.is_incoming(uri):
+                known[uri] = incoming.find(facility, principal, uri)
+            else:
+                known[uri] = sources.find(uri, ask=order.source is not None)
+        return known[uri]
+
+    try:
+        return _ingest(facility, principal, wish, order, find)
+    finally:
+        for found in known.values():
+            found.close()
+
+
+def _ingest(
+    facility: Facility, principal: Principal, wish: Wish, order: Order, find: Finder
+) -> Outcome:
+    name, kind = wish.name or _name_from(order, find), None
+    if order.unpack:  # a name that ends like an archive is the archive's
+        name, kind = split_suffix(name)
+    wish = replace(wish, name=name)
     principal.require_mission(_mission(wish.name))
     if order.register:
         return _register(facility, principal, wish, order)
-    sources = Sources(facility.settings.sources, facility.settings.limits)
-
-    def find(uri: str) -> Found:
-        if incoming.is_incoming(uri):
-            return incoming.find(facility, principal, uri)
-        return sources.find(uri)
-
-    for uri, expected in _stated(order):
-        incoming.require_stated(uri, expected)
     if order.unpack:
-        outcome = _ingest_archive(facility, principal, wish, order, find)
+        outcome = _ingest_archive(facility, principal, wish, order, find, kind)
     else:
         outcome = _ingest_files(facility, principal, wish, order, find)
     incoming.clear(facility, principal, [uri for uri, _ in _stated(order)])
@@ -106,8 +125,10 @@ def _files(
         for reference in order.references:
             found = find(reference.source)
             if found.is_tree:
-                raise InvalidRequest(f"The source {reference.source!r} is not a single file.")
-            files.append(SourceFile(reference.path, found.files[0].size, found.files[0].open))
+                raise InvalidRequest(
+                    f"The source {shown(reference.source)!r} is not a single file."
+                )
+            files.append(replace(found.files[0], path=reference.path))
             expected[reference.path] = _narrowed(reference.expected, found.files[0].size)
         return files, expected
     assert order.source is not None
@@ -117,21 +138,26 @@ def _files(
             raise InvalidRequest("Size and digests belong to a file; the source is a directory.")
         return found.files, {file.path: Expected(size=file.size) for file in found.files}
     file = found.files[0]
-    return (
-        [SourceFile(name, file.size, file.open)],
-        {name: _narrowed(order.expected, file.size)},
-    )
+    return [replace(file, path=name)], {name: _narrowed(order.expected, file.size)}
 
 
 def _ingest_archive(
-    facility: Facility, principal: Principal, wish: Wish, order: Order, find: Finder
+    facility: Facility,
+    principal: Principal,
+    wish: Wish,
+    order: Order,
+    find: Finder,
+    named_kind: str | None,
 ) -> Outcome:
     if order.source is None:
         raise InvalidRequest("An archive to unpack is named as the one source.")
     found = find(order.source)
-    _, kind = split_suffix(found.name)
+    kind = split_suffix(found.name)[1] or named_kind
     if found.is_tree or kind is None:
-        raise InvalidRequest(f"The source {order.source!r} is not a .tar, .tar.gz, .tgz or .zip.")
+        raise InvalidRequest(
+            f"The source {shown(order.source)!r} is not a .tar, .tar.gz, .tgz or .zip. If it is "
+            "one by another name, give the archive's name as the product's (NAME.zip)."
+        )
     return receive_archive(
         reception.begin(facility, principal, wish),
         kind,
@@ -181,7 +207,20 @@ def _register(facility: Facility, principal: Principal, wish: Wish, order: Order
 
 
 def _storing(receiving: Reception, file: SourceFile, expected: Expected) -> Callable[[], object]:
-    return lambda: receiving.store(file.path, file.open(), expected)
+    def store() -> None:
+        ready = file.ready()
+        try:
+            wanted = _narrowed(expected, ready.size)
+            if not ready.delimited and wanted == Expected():
+                raise InvalidRequest(
+                    f"Of {file.path!r} size, sha256 or md5 must be stated: the server gives no "
+                    "length, so a file that breaks off would look whole."
+                )
+            receiving.store(file.path, ready.open(), wanted)
+        finally:
+            ready.close()
+
+    return store
 
 
 def _copy(actions: Sequence[Callable[[], object]], parallel: int) -> None:
@@ -203,11 +242,13 @@ def _narrowed(expected: Expected, size: int | None) -> Expected:
     return expected if expected.size is not None else replace(expected, size=size)
 
 
-def _name_from(order: Order) -> str:
+def _name_from(order: Order, find: Finder) -> str:
     if order.source is None:
         raise InvalidRequest("A product of listed files needs a name.")
-    last = unquote(urlsplit(order.source).path).rstrip("/").rpartition("/")[2]
-    return split_suffix(last)[0] if order.unpack else last
+    if not order.register:
+        return find(order.source).name
+    path = shown(order.source).rstrip("/")
+    return unquote(path.rpartition("/")[2])
 
 
 def _mission(name: str) -> str | None:

@@ -17,7 +17,7 @@ from admin_api.keys import RESERVED, check_key
 from admin_api.products.names import MISSIONS, parse_name
 from admin_api.services.access import Principal
 from admin_api.services.facility import Facility
-from admin_api.services.sources import SourceFile
+from admin_api.services.sources import SourceFile, shown
 from admin_api.services.wishes import Expected
 
 _ASKED_AT_ONCE = 500
@@ -27,7 +27,7 @@ def key_of(facility: Facility, uri: str) -> str:
     """The key of ``uri`` in the namespace; raises SourceDenied for what lies elsewhere."""
     key = facility.storage.key_of(uri)
     if not key:
-        raise SourceDenied(f"{uri!r} does not lie in the store, so it cannot be registered.")
+        raise SourceDenied(f"{shown(uri)!r} does not lie in the store, so it cannot be registered.")
     return check_key(key)
 
 

@@ -270,6 +270,11 @@ class S3Storage:
         return reaped
 
     @property
+    def client(self) -> S3Client:
+        """The boto3 client, for what the protocol has no words for (keys that are not ours)."""
+        return self._admin
+
+    @property
     def _admin(self) -> S3Client:
         return self._make_client(self._settings.endpoint)
 

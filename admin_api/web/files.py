@@ -45,8 +45,18 @@ def _octets(description: str, kind: str = "application/octet-stream") -> dict[st
     },
 )
 @needs(Scope.READ)
-def retrieve(path: schemas.FilePath, query: schemas.FileQuery) -> Response:
+def retrieve(
+    path: schemas.FilePath, query: schemas.FileQuery, header: schemas.FileHeader
+) -> Response:
     """Validators, ranges and If-Range as RFC 9110 has them; the ETag is the SHA-256."""
+    response = _retrieve(path, query.redirect and not header.no_redirect)
+    response.vary.add("Prefer")
+    if header.no_redirect:
+        response.headers["Preference-Applied"] = "no-redirect"
+    return response
+
+
+def _retrieve(path: schemas.FilePath, redirect: bool) -> Response:
     product, file = retrieval.find_file(facility(), principal(), path.product_id, path.path)
     modified = (product.available_at or product.created_at).replace(microsecond=0)
     refused = _precondition(f'"{file.sha256}"', modified)
@@ -60,7 +70,7 @@ def retrieve(path: schemas.FilePath, query: schemas.FileQuery) -> Response:
         response.headers["Content-Range"] = f"bytes */{file.size}"
         return _described(response, file, modified)
     start, stop, partial = span
-    if query.redirect and request.method == "GET" and "If-Range" not in request.headers:
+    if redirect and request.method == "GET" and "If-Range" not in request.headers:
         link = retrieval.link(facility(), file)
         if link is not None:
             # No description here: Content-Length and ETag are those of what the link leads to.

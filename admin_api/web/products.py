@@ -12,6 +12,7 @@ from admin_api.services import idempotency, listing, removal
 from admin_api.services import ingest as ingests
 from admin_api.services.access import Scope
 from admin_api.services.ingest import Order, Reference
+from admin_api.services.sources import shown
 from admin_api.services.verification import verify as verify_product
 from admin_api.services.wishes import Expected, Outcome, Result, Wish
 from admin_api.web import problems, schemas
@@ -39,7 +40,7 @@ def ingest(header: schemas.IdempotencyHeader, body: schemas.IngestRequest) -> Re
         policy=body.duplicates,
         level=body.verification,
         retention_until=body.retention,
-        source=body.source,
+        source=shown(body.source) if body.source is not None else None,
     )
     order = Order(
         source=body.source,

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from admin_api.catalog.entries import EventEntry, FileEntry, ProductEntry, UploadEntry
 from admin_api.services.caching import CacheVerb
 from admin_api.services.facility import Facility
+from admin_api.services.sources import shown
 from admin_api.services.wishes import Level, Policy
 
 # Times that every database can hold.
@@ -34,6 +35,8 @@ def _printable(value: str) -> str:
 
 Time = Annotated[AwareDatetime, AfterValidator(_storable)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_printable)]
+# Signed URLs are long; what is kept of them is short.
+Uri = Annotated[str, StringConstraints(min_length=1, max_length=8000), AfterValidator(_printable)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{64}$")]
 Md5 = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{32}$")]
 Size = Annotated[int, Field(ge=0, lt=1 << 62)]
@@ -80,7 +83,7 @@ class FileReference(Request):
     """A file of a product, by reference."""
 
     path: Text = Field(description="path inside the product")
-    source: Text = Field(description="URI of the file")
+    source: Uri = Field(description="URI of the file")
     size: Size | None = None
     sha256: Sha256 | None = None
     md5: Md5 | None = None
@@ -89,7 +92,7 @@ class FileReference(Request):
 class IngestRequest(Request):
     """A product to ingest by reference: one ``source`` or a list of ``files``."""
 
-    source: Text | None = Field(
+    source: Uri | None = Field(
         default=None, description="URI of a file, a directory, an S3 prefix or an archive"
     )
     files: list[FileReference] = Field(default_factory=list, max_length=100_000)
@@ -184,6 +187,22 @@ class FileQuery(Request):
     """How a file is to be handed out."""
 
     redirect: bool = Field(default=True, description="false: always through this service")
+
+
+class FileHeader(BaseModel):
+    """Headers of a request for a file."""
+
+    prefer: str | None = Field(
+        default=None,
+        alias="Prefer",
+        description="RFC 7240; with no-redirect the bytes come through this service",
+    )
+
+    @property
+    def no_redirect(self) -> bool:
+        """Whether the client asks for no redirect."""
+        preferences = (self.prefer or "").split(",")
+        return "no-redirect" in (item.partition(";")[0].strip().lower() for item in preferences)
 
 
 class ArchiveQuery(Request):
@@ -424,7 +443,8 @@ def product_summary(facility: Facility, product: ProductEntry) -> ProductSummary
         digest=product.list_digest,
         verification=product.level,
         registered=product.registered,
-        source=product.source,
+        # What was ingested by an older version may have the secrets of its URI still.
+        source=shown(product.source) if product.source is not None else None,
         created=product.created_at,
         available=product.available_at,
         retention=product.retention_until,

@@ -612,3 +612,20 @@ def test_probe_says_in_sentences_that_the_store_keeps_its_promises(service: Serv
     lines = [json.loads(line) for line in answer.data.splitlines()]
     assert lines[-1] == {"type": "summary", "failed": 0}
     assert all(line["sentence"].endswith(".") for line in lines[:-1])
+
+
+def test_a_client_that_prefers_no_redirect_gets_the_bytes_from_here(
+    make_service, s3_server
+) -> None:
+    service = make_service(s3_server.backend())
+    service.start()
+    data = os.urandom(1000)
+    product = service.json("PUT", "/v1/uploads/linked.bin", data, 201)
+    href = product["files"][0]["href"]
+    plain = service.request("GET", href)
+    assert (plain.status, "Prefer" in plain.headers["Vary"]) == (307, True)
+    for preference in ("no-redirect", "respond-async, No-Redirect; x=1"):
+        asked = service.request("GET", href, headers={"Prefer": preference})
+        assert (asked.status, asked.data) == (200, data)
+        assert asked.headers["Preference-Applied"] == "no-redirect"
+    assert service.request("GET", href, headers={"Prefer": "respond-async"}).status == 307

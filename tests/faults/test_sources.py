@@ -73,6 +73,7 @@ def service(make_service, web) -> Service:
             "private_networks": ["127.0.0.0/8", "::1/128"],
             "ca_file": certificate,
             "timeout": 2.0,
+            "attempts": 2,
         }
     )
     made.start()

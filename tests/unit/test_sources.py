@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import http.server
+import json
+import os
 import socket
 import threading
+import traceback
 from pathlib import Path
 
 import pytest
 
-from admin_api.errors import InvalidRequest, SourceDenied, SourceNotFound, SourceUnavailable
-from admin_api.services.sources import Sources
+from admin_api.errors import (
+    InvalidKey,
+    InvalidRequest,
+    SourceDenied,
+    SourceNotFound,
+    SourceUnavailable,
+    StorageManagerError,
+)
+from admin_api.services.sources import Sources, shown
 from admin_api.settings import LimitSettings, SourceSettings
 
 HOSTS = [
@@ -195,6 +205,29 @@ def test_a_name_that_resolves_to_another_address_later_is_not_asked_again(
     assert resolved == ["data.test"]
 
 
+def test_a_connection_that_is_kept_open_is_not_used_for_an_address_that_is_not_allowed(
+    origin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = int(origin.rpartition(":")[2])
+    address = "127.0.0.1"
+
+    def moving(host, asked_port, *args, **kwargs):
+        if host != "moving.test":
+            return real(host, asked_port, *args, **kwargs)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    real = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", moving)
+    allowed = sources(origins=[f"http://moving.test:{port}"], private_networks=["127.0.0.0/8"])
+    found = allowed.find(f"http://moving.test:{port}/data/file.nc")
+    assert b"".join(found.files[0].open()) == b"data"
+    address = "10.0.0.1"
+    with pytest.raises(SourceDenied):
+        allowed.find(f"http://moving.test:{port}/data/file.nc")
+    with pytest.raises(SourceDenied):
+        list(found.files[0].open())
+
+
 def test_only_files_beneath_the_allowed_roots_are_read(tmp_path: Path) -> None:
     root = tmp_path / "root"
     (root / "tree/deep").mkdir(parents=True)
@@ -226,3 +259,75 @@ def test_symbolic_links_in_sources_are_refused(tmp_path: Path, where: str) -> No
     asked = "tree" if where.startswith("tree") else ("dir/secret" if where == "dir" else where)
     with pytest.raises(SourceDenied):
         sources(file_roots=[root]).find(f"file://{root}/{asked}")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "broken link", "not UTF-8", "directory"])
+@pytest.mark.parametrize("inner", [True, False])
+def test_what_is_no_file_with_a_proper_name_is_refused_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, inner: bool
+) -> None:
+    root = tmp_path / "root"
+    (root / "tree").mkdir(parents=True)
+    (root / "tree/good.nc").write_bytes(b"x")
+    monkeypatch.chdir(root / "tree")
+    name, words, error = "odd", "", SourceDenied
+    match kind:
+        case "pipe":
+            os.mkfifo(name)
+            words = "named pipe"
+        case "socket":
+            socket.socket(socket.AF_UNIX).bind(name)
+            words = "socket"
+        case "broken link":
+            os.symlink("nowhere", name)
+            words = "symbolic link"
+        case "not UTF-8" | "directory":
+            raw = b"odd\xff"
+            os.mkdir(raw) if kind == "directory" else Path(os.fsdecode(raw)).write_bytes(b"x")
+            name, words, error = "odd%FF", "not UTF-8", InvalidKey
+    uri = f"file://{root}/tree" if inner else f"file://{root}/tree/{name}"
+    with pytest.raises(error, match=words) as caught:
+        sources(file_roots=[root]).find(uri)
+    assert "odd" in str(caught.value)
+    json.dumps([str(caught.value), caught.value.extra], ensure_ascii=False).encode()
+
+
+def test_a_tree_that_is_too_deep_for_keys_is_refused_before_it_is_walked(tmp_path: Path) -> None:
+    deep = tmp_path / "root/tree"
+    deep.mkdir(parents=True)
+    fd = os.open(deep, os.O_RDONLY)
+    for _ in range(600):
+        os.mkdir("d", dir_fd=fd)
+        inner = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.close(fd)
+    with pytest.raises(InvalidKey, match="too deep"):
+        sources(file_roots=[tmp_path / "root"]).find(f"file://{deep}")
+
+
+@pytest.mark.parametrize(
+    ("uri", "plain"),
+    [
+        ("https://h/p/x.nc?X-Amz-Signature=s#f", "https://h/p/x.nc"),
+        ("https://h/p/x.nc#token=s", "https://h/p/x.nc"),
+        ("https://user:s@h:1/p@q", "https://h:1/p@q"),
+        ("https:/\\user:s@h/p", "https:/\\h/p"),
+        ("//user:s@h/p", "//h/p"),
+        ("s3://b/p/a%3Fb", "s3://b/p/a%3Fb"),
+        ("file:///a/b@c", "file:///a/b@c"),
+        ("upload session", "upload session"),
+        ("?s", ""),
+    ],
+)
+def test_what_is_shown_of_a_uri_holds_no_credentials_query_or_fragment(uri, plain) -> None:
+    assert shown(uri) == plain
+
+
+@pytest.mark.parametrize("uri", URIS + [f"http://{host}/x" for host in HOSTS])
+def test_no_refusal_shows_the_secrets_of_a_uri(uri: str) -> None:
+    scheme, slashes, rest = uri.partition("//")
+    for secret in (f"{uri}?token=canary", f"{scheme}{slashes}u:canary@{rest}", f"{uri}#canary"):
+        with pytest.raises(StorageManagerError) as caught:
+            sources(origins=["https://data.example.org"]).find(secret)
+        assert "canary" not in "".join(traceback.format_exception(caught.value))
