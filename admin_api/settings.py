@@ -213,6 +213,12 @@ class LimitSettings(_Section):
     max_product_files: int = Field(default=100_000, gt=0)
     max_request_bytes: int = Field(default=8 * MIB, gt=0, description="JSON bodies")
     max_archive_ratio: int = Field(default=200, gt=0, description="unpacked bytes per archive byte")
+    max_spool_bytes: int = Field(
+        default=16 * GIB,
+        ge=0,
+        description="local disk, in the state directory, that one process may take for zips that "
+        "are being received: a zip's end must be known before its beginning is believed",
+    )
     parallel_files: int = Field(
         default=8, ge=1, le=64, description="files of one product copied at once"
     )

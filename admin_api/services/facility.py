@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from admin_api.catalog.database import Catalog
+from admin_api.services.spool import Spool
 from admin_api.settings import Settings
 from admin_api.storage.mounts import Mounts, open_storage
 
@@ -16,6 +17,7 @@ class Facility:
     settings: Settings
     storage: Mounts
     catalog: Catalog
+    spool: Spool
 
 
 def open_facility(settings: Settings) -> Facility:
@@ -26,4 +28,5 @@ def open_facility(settings: Settings) -> Facility:
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     catalog = Catalog(settings.catalog)
     catalog.migrate()
-    return Facility(settings, open_storage(settings.storage), catalog)
+    spool = Spool(settings.state_dir, settings.limits.max_spool_bytes)
+    return Facility(settings, open_storage(settings.storage), catalog, spool)

@@ -12,13 +12,13 @@ from urllib.parse import unquote, urlsplit
 
 from admin_api.errors import InvalidRequest, SourceDenied, SourceNotFound
 from admin_api.keys import RESERVED
-from admin_api.products.names import parse_name
 from admin_api.services import incoming
 from admin_api.services.access import Principal
-from admin_api.services.archives import split_suffix, unpack
+from admin_api.services.archives import split_suffix
 from admin_api.services.facility import Facility
 from admin_api.services.reception import Reception
 from admin_api.services.sources import Found, SourceFile, Sources
+from admin_api.services.unpacking import receive_archive, require_named_mission
 from admin_api.services.wishes import Expected, Outcome, Wish
 
 Finder = Callable[[str], Found]
@@ -56,7 +56,7 @@ def ingest(facility: Facility, principal: Principal, wish: Wish, order: Order) -
         raise InvalidRequest("An archive that is unpacked cannot be registered in place.")
     if not wish.name:
         wish = replace(wish, name=_name_from(order))
-    principal.require_mission(_mission(wish.name))
+    require_named_mission(principal, wish.name, order.unpack)
     if order.register:
         return _register(facility, principal, wish, order)
     sources = Sources(facility.settings.sources, facility.settings.limits)
@@ -132,24 +132,8 @@ def _ingest_archive(
     _, kind = split_suffix(found.name)
     if found.is_tree or kind is None:
         raise InvalidRequest(f"The source {order.source!r} is not a .tar, .tar.gz, .tgz or .zip.")
-    return receive_archive(
-        Reception(facility, principal.actor, wish),
-        kind,
-        found.files[0],
-        _narrowed(order.expected, found.files[0].size),
-    )
-
-
-def receive_archive(
-    reception: Reception, kind: str, archive: SourceFile, expected: Expected
-) -> Outcome:
-    """Unpack ``archive`` into ``reception`` while it streams, check it whole, and commit."""
-    with reception:
-        chunks = reception.archive_checked(archive.path, archive.open(), expected)
-        limit = reception.facility.settings.limits.max_archive_ratio
-        for member in unpack(kind, chunks, reception.wish.name, limit):
-            reception.store(member.path, member.chunks, Expected(size=member.size))
-        return reception.commit()
+    expected = _narrowed(order.expected, found.files[0].size)
+    return receive_archive(facility, principal, wish, kind, found.files[0], expected)
 
 
 def _register(facility: Facility, principal: Principal, wish: Wish, order: Order) -> Outcome:
@@ -244,8 +228,3 @@ def _name_from(order: Order) -> str:
         raise InvalidRequest("A product of listed files needs a name.")
     last = unquote(urlsplit(order.source).path).rstrip("/").rpartition("/")[2]
     return split_suffix(last)[0] if order.unpack else last
-
-
-def _mission(name: str) -> str | None:
-    parsed = parse_name(name)
-    return parsed.mission if parsed else None

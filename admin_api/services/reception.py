@@ -263,14 +263,6 @@ class Reception:
             raise
         return self._received(path, key, digester.result())
 
-    def archive_checked(
-        self, name: str, chunks: Iterable[bytes], expected: Expected
-    ) -> Iterator[bytes]:
-        """The bytes of an archive on their way to being unpacked, digested and compared whole."""
-        digester = Digester()
-        yield from digester.through(chunks)
-        check_digest(name, digester.result(), expected, self.wish.level)
-
     def matches(self, files: Mapping[str, Expected]) -> bool:
         """Whether the product in place is known to have just these files, without reading any."""
         if self.compared_with is None:

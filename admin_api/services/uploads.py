@@ -25,13 +25,12 @@ from admin_api.errors import (
     ProductExists,
 )
 from admin_api.products.digests import Digester
-from admin_api.products.names import parse_name
 from admin_api.services import records
 from admin_api.services.access import Principal
 from admin_api.services.facility import Facility
-from admin_api.services.ingest import receive_archive
 from admin_api.services.reception import Reception, check_digest, give_up, skipped
 from admin_api.services.sources import SourceFile
+from admin_api.services.unpacking import receive_archive, require_named_mission
 from admin_api.services.wishes import Expected, Level, Outcome, Policy, Result, Wish
 
 
@@ -44,12 +43,11 @@ def receive(
     archive: str | None,
 ) -> Outcome:
     """Receive a product from one request body: a file, or an ``archive`` of the given format."""
-    _require_mission(principal, wish.name)
-    reception = Reception(facility, principal.actor, wish)
+    require_named_mission(principal, wish.name, archive is not None)
     if archive is not None:
         source = SourceFile(wish.name, expected.size, lambda: body)
-        return receive_archive(reception, archive, source, expected)
-    with reception:
+        return receive_archive(facility, principal, wish, archive, source, expected)
+    with Reception(facility, principal.actor, wish) as reception:
         reception.store(wish.name, body, expected)
         return reception.commit()
 
@@ -65,7 +63,7 @@ class Session:
 
 def begin(facility: Facility, principal: Principal, wish: Wish) -> Session:
     """Begin a session for a product of many files."""
-    _require_mission(principal, wish.name)
+    require_named_mission(principal, wish.name)
     with Reception(facility, principal.actor, wish, store_always=True) as reception:
         upload = Upload(
             id=uuid.uuid4().hex,
@@ -210,11 +208,6 @@ def _compare(path: str, body: Iterator[bytes], expected: Expected, stored: File)
     check_digest(path, found, expected, Level.DIGEST)
     if (found.size, found.sha256) != (stored.size, stored.sha256):
         raise AlreadyExists(f"{path!r} was sent already, with other content.")
-
-
-def _require_mission(principal: Principal, name: str) -> None:
-    parsed = parse_name(name)
-    principal.require_mission(parsed.mission if parsed else None)
 
 
 def expire(facility: Facility) -> int:
