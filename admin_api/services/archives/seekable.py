@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ class Seekable(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
         if base + offset < 0:
-            raise ValueError("a place before the beginning")
+            raise OSError(errno.EINVAL, "a place before the beginning")  # as files do
         self._position = base + offset
         return self._position
 

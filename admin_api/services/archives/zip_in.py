@@ -301,7 +301,9 @@ def _is_directory(info: zipfile.ZipInfo, name: str) -> bool:
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         what = "a symbolic link" if kind == stat.S_IFLNK else "a special file"
         raise InvalidArchive(f"{name!r} in the archive is {what}, which is refused.")
-    is_directory = name.endswith("/") or kind == stat.S_IFDIR
+    is_directory = name.endswith("/")
+    if (kind == stat.S_IFDIR and not is_directory) or (kind == stat.S_IFREG and is_directory):
+        raise InvalidArchive(f"The zip contradicts itself: is {name!r} a directory or a file?")
     if is_directory and info.file_size:
         raise InvalidArchive(f"The directory {name!r} in the archive has contents.")
     return is_directory
