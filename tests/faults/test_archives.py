@@ -129,7 +129,7 @@ def test_a_plain_folder_is_taken_off_only_if_it_has_the_given_name(
 ) -> None:
     for given, path, kept in (
         ("plain", "plain/a", "a"),
-        ("plain", "other/a", "other/a"),
+        ("apart", "other/a", "other/a"),
         ("plain2.zarr", "plain2/a", "a"),
         ("plain3", "cube.zarr/0.0", "0.0"),
     ):
@@ -190,12 +190,11 @@ def test_the_size_and_digest_of_an_archive_are_compared_by_every_way_in(
 def test_what_is_handed_out_comes_in_again_byte_by_byte(
     here: Facility, operator: Principal, kind: str
 ) -> None:
-    files = {"empty": b"", "deep/er/a": os.urandom(200_000), "b": b"b"}
-    made = send(here, operator, "one", "tar", tar({f"one/{path}": files[path] for path in files}))
+    files = {"one/empty": b"", "one/deep/er/a": os.urandom(200_000), "one/b": b"b"}
+    made = send(here, operator, "one", "tar", tar(files))
     _, chunks, _ = packed_product(here, operator, made.product.id, kind)
-    again = send(here, operator, "two", kind, b"".join(chunks).replace(b"one/", b"two/"))
-    if kind == "zip":
-        assert stored(here, operator, again) == files
+    again = send(here, operator, "one", kind, b"".join(chunks))
+    assert (again.result, again.product.list_digest) == ("skipped", made.product.list_digest)
 
 
 def test_zips_that_are_sent_share_a_bounded_space(tmp_path: Path) -> None:
