@@ -271,6 +271,9 @@ def test_entries_and_headers_count_against_the_limits() -> None:
         read("tar", blocks(*directories), few)
     with pytest.raises(TooLarge, match="10 files and directories"):
         read("zip", zipped({f"d{number}/": b"" for number in range(11)}), few)
+    # Directories count that are in no entry but above one.
+    with pytest.raises(TooLarge, match="10 files and directories"):
+        read("tar", tar({"/".join("abcdefghijkl"): b""}), few)
     deep = "/".join(["d"] * 32_768)
     with pytest.raises(InvalidKey, match="bytes"):
         read("tar", tar({deep: b""}))

@@ -51,7 +51,7 @@ class Entries:
         """Note one more entry of whatever kind; raises TooLarge."""
         self._count += 1
         if self._count > self._limit:
-            raise TooLarge(f"The archive has more than {self._limit} files and directories.")
+            raise _too_many(self._limit)
 
     def add(self, name: str, is_directory: bool = False) -> str:
         """The path of an entry; '' is the root itself.
@@ -78,6 +78,8 @@ class Entries:
             if directory in self._files:
                 raise _both(directory)
             self._directories.add(directory)
+            if len(self._directories) > self._limit:
+                raise _too_many(self._limit)
             directory = directory.rpartition("/")[0]
 
 
@@ -114,6 +116,10 @@ def _confined(name: str) -> str:
             name=name,
         )
     return path
+
+
+def _too_many(limit: int) -> TooLarge:
+    return TooLarge(f"The archive has more than {limit} files and directories.")
 
 
 def _both(path: str) -> InvalidKey:
