@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import socket
@@ -219,6 +220,21 @@ ARCHIVES = {
         "invalid_key",
     ),
     "empty.tar": (tar_with(), 400, "invalid_request"),
+    "not-utf8.tar": (
+        GOOD_TAR[:512].replace(b"a\0", b"\xe4\0", 1)[:148]
+        + b"%06o\0 " % (int(GOOD_TAR[148:154], 8) - ord("a") + 0xE4)
+        + GOOD_TAR[156:],
+        400,
+        "invalid_key",
+    ),
+    "cut-between-members.tar": (GOOD_TAR[: 512 + 5120], 422, "invalid_archive"),
+    "bad-header-within.tar": (GOOD_TAR.replace(b"b\0", b"c\0", 1), 422, "invalid_archive"),
+    "flipped.tar.gz": (
+        gzip.compress(GOOD_TAR, 0).replace(b"xxx", b"xyx", 1),
+        422,
+        "invalid_archive",
+    ),
+    "joined.tar": (GOOD_TAR + GOOD_TAR, 422, "invalid_archive"),
     "cut.tar": (GOOD_TAR[:3000], 422, "invalid_archive"),
     "no.tar": (b"this is no tar archive" * 100, 422, "invalid_archive"),
     "no.tar.gz": (b"this is no gzip" * 100, 422, "invalid_archive"),

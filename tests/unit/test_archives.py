@@ -95,6 +95,17 @@ def packed(files: dict[str, bytes], pack) -> bytes:
     return b"".join(pack(items, datetime(2026, 1, 1, tzinfo=UTC)))
 
 
+def deflate64(files: dict[str, bytes]) -> bytes:
+    """As Windows packs what is large; blocks that are stored are the same in both methods."""
+    data = bytearray(packed(files, pack_zip))
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        place = archive.start_dir
+        for info in archive.infolist():
+            data[info.header_offset + 8] = data[place + 10] = 9
+            place += 46 + len(info.filename.encode()) + len(info.extra)
+    return bytes(data)
+
+
 def members(data: bytes) -> bytes:
     """A gzip file of many members, as pigz, bgzip and cat make them."""
     return b"".join(gzip.compress(data[at : at + 700]) for at in range(0, len(data), 700))
@@ -114,6 +125,7 @@ WRITERS = {
     "lzma.zip": lambda files: zipped(files, zipfile.ZIP_LZMA),
     "piped deflate.zip": lambda files: zipped(files, pipe=True),
     "piped stored.zip": lambda files: zipped(files, zipfile.ZIP_STORED, pipe=True),
+    "deflate64.zip": deflate64,
     "zip64.zip": lambda files: zipped(files, force_zip64=True),
     "piped zip64.zip": lambda files: zipped(files, pipe=True, force_zip64=True),
     "self-extracting.zip": lambda files: b"#!/bin/sh\n" * 9 + zipped(files),
