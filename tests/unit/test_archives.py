@@ -256,7 +256,7 @@ def test_old_and_odd_but_honest_tars_are_read() -> None:
     assert read("tar", blocks((old, b"abc"), (header("d/", tarfile.AREGTYPE), b""))) == {
         "v7": b"abc"
     }
-    with pytest.raises(InvalidArchive, match="cut off: it ends in 'large'"):
+    with pytest.raises(InvalidArchive, match="cut off: it ends within 'large'"):
         read("tar", blocks((large, b"")))
     comment = tarfile.TarInfo._create_pax_generic_header({"comment": "c"}, tarfile.XGLTYPE, "utf-8")
     assert read("tar", comment + tar({"./a": b"1"})) == {"a": b"1"}

@@ -22,6 +22,7 @@ from admin_api.storage.base import CHUNK
 
 _BLOCK = tarfile.BLOCKSIZE
 _ZEROS = bytes(_BLOCK)
+_BEFORE_END = "before its end-of-archive marker"
 #: Long names and pax records; attributes of macOS and ACLs take some tens of kilobytes.
 _MAX_HEADER_BYTES = 1 << 20
 #: Where ustar has a prefix of the name and old GNU archives have times.
@@ -118,23 +119,23 @@ class _Blocks:
         self._used += len(taken)
         return taken
 
-    def exactly(self, size: int, what: str) -> bytes:
-        """``size`` bytes of ``what``."""
-        return b"".join(self.pieces(size, what))
+    def exactly(self, size: int, where: str) -> bytes:
+        """``size`` bytes; ``where`` says in an error where the archive ends."""
+        return b"".join(self.pieces(size, where))
 
-    def pieces(self, size: int, what: str) -> Iterator[bytes]:
-        """``size`` bytes of ``what`` as they come."""
+    def pieces(self, size: int, where: str) -> Iterator[bytes]:
+        """``size`` bytes as they come."""
         while size:
             piece = self.some(size)
             if not piece:
-                raise InvalidArchive(f"The tar archive is cut off: it ends in {what}.")
+                raise InvalidArchive(f"The tar archive is cut off: it ends {where}.")
             size -= len(piece)
             yield piece
 
-    def padded(self, size: int, what: str) -> Iterator[bytes]:
-        """``size`` bytes of ``what``; what fills their last block up is passed over."""
-        yield from self.pieces(size, what)
-        self.exactly(-size % _BLOCK, what)
+    def padded(self, size: int, where: str) -> Iterator[bytes]:
+        """``size`` bytes as they come; what fills their last block up is passed over."""
+        yield from self.pieces(size, where)
+        self.exactly(-size % _BLOCK, where)
 
 
 class _Overrides:
@@ -174,7 +175,7 @@ class _Overrides:
 
 def _walk(blocks: _Blocks, entries: Entries) -> Iterator[Member]:
     overrides = _Overrides()
-    while (block := blocks.exactly(_BLOCK, "the place of a header")) != _ZEROS:
+    while (block := blocks.exactly(_BLOCK, _BEFORE_END)) != _ZEROS:
         info = _header(block, overrides)
         if info.type in (
             tarfile.XHDTYPE,
@@ -200,7 +201,7 @@ def _walk(blocks: _Blocks, entries: Entries) -> Iterator[Member]:
         if info.type in _REFUSED or not info.isreg():
             what = _REFUSED.get(info.type, f"an entry of the type {info.type!r}")
             raise InvalidArchive(f"{name!r} in the archive is {what}, which is refused.")
-        chunks = blocks.padded(size, repr(name))
+        chunks = blocks.padded(size, f"within {name!r}")
         yield Member(entries.add(name), size, chunks)
         for _ in chunks:  # what the caller left
             pass
@@ -233,7 +234,7 @@ def _extended(blocks: _Blocks, info: tarfile.TarInfo) -> bytes:
             f"A long name or pax header of the archive has {info.size} bytes; "
             f"{_MAX_HEADER_BYTES} are allowed."
         )
-    return b"".join(blocks.padded(info.size, "an extended header"))
+    return b"".join(blocks.padded(info.size, "within a long name or pax header"))
 
 
 def _pax_records(data: bytes) -> dict[bytes, bytes]:
@@ -256,7 +257,7 @@ def _pax_records(data: bytes) -> dict[bytes, bytes]:
 
 def _check_end(blocks: _Blocks) -> None:
     """The first zero block was read; there must be another one and nothing but zeros."""
-    if blocks.exactly(_BLOCK, "its end-of-archive marker") != _ZEROS:
+    if blocks.exactly(_BLOCK, _BEFORE_END) != _ZEROS:
         raise InvalidArchive("The tar archive has a block of zeros in its middle.")
     while rest := blocks.some(CHUNK):
         if rest.count(0) != len(rest):
