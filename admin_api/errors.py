@@ -74,6 +74,12 @@ class InvalidRequest(StorageManagerError):
     code = "invalid_request"
 
 
+class UnsupportedMediaType(StorageManagerError):
+    """A body that is encoded, framed or wrapped, where the bytes themselves are wanted."""
+
+    code = "unsupported_media_type"
+
+
 class Unauthorized(StorageManagerError):
     """No token, or one that does not hold."""
 

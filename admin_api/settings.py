@@ -237,6 +237,12 @@ class LimitSettings(_Section):
         description="how far ahead an ingest may set a product's retention date; administrators "
         "may go further",
     )
+    max_spool_bytes: int = Field(
+        default=16 * GIB,
+        ge=0,
+        description="local disk, in the state directory, that one process may take for zips that "
+        "are being received: a zip's end must be known before its beginning is believed",
+    )
     parallel_files: int = Field(
         default=8, ge=1, le=64, description="files of one product copied at once"
     )

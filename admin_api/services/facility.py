@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from admin_api.catalog.database import Catalog
 from admin_api.services.heartbeat import Heartbeat
 from admin_api.services.reserve import Reserve
+from admin_api.services.spool import Spool
 from admin_api.settings import Settings
 from admin_api.storage.mounts import Mounts, open_storage
 
@@ -20,6 +21,7 @@ class Facility:
     catalog: Catalog
     heartbeat: Heartbeat
     reserve: Reserve
+    spool: Spool
 
 
 def open_facility(settings: Settings) -> Facility:
@@ -30,5 +32,11 @@ def open_facility(settings: Settings) -> Facility:
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     catalog = Catalog(settings.catalog)
     catalog.migrate()
-    storage = open_storage(settings.storage)
-    return Facility(settings, storage, catalog, Heartbeat(catalog), Reserve(settings))
+    return Facility(
+        settings,
+        open_storage(settings.storage),
+        catalog,
+        Heartbeat(catalog),
+        Reserve(settings),
+        Spool(settings.state_dir, settings.limits.max_spool_bytes),
+    )

@@ -58,7 +58,13 @@ def find(facility: Facility, principal: Principal, uri: str) -> Found:
             "list its files."
         ) from None
     name = key.rpartition("/")[2]
-    return Found(name, False, [SourceFile(name, size, lambda: facility.storage.open(key))])
+    file = SourceFile(
+        name,
+        size,
+        lambda: facility.storage.open(key),
+        lambda start, stop: facility.storage.open(key, start, stop),
+    )
+    return Found(name, False, [file])
 
 
 def require_stated(uri: str, expected: Expected) -> None:

@@ -5,20 +5,19 @@ Called by ``web/products.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from urllib.parse import unquote
 
 from admin_api.errors import InvalidRequest
-from admin_api.products.digests import Digester
-from admin_api.products.names import parse_name
 from admin_api.services import incoming, reception, registration
 from admin_api.services.access import Principal
-from admin_api.services.archives import split_suffix, unpack
+from admin_api.services.archives import split_suffix
 from admin_api.services.facility import Facility
-from admin_api.services.reception import Comparing, Reception, check_digest
+from admin_api.services.reception import Comparing, Reception
 from admin_api.services.sources import Found, SourceFile, Sources, shown
+from admin_api.services.unpacking import receive_archive, require_named_mission
 from admin_api.services.wishes import Expected, Outcome, Wish
 
 Finder = Callable[[str], Found]
@@ -84,7 +83,7 @@ def _ingest(
     if order.unpack:  # a name that ends like an archive is the archive's
         name, kind = split_suffix(name)
     wish = replace(wish, name=name)
-    principal.require_mission(_mission(wish.name))
+    require_named_mission(principal, wish.name, order.unpack)
     if order.register:
         return _register(facility, principal, wish, order)
     if order.unpack:
@@ -158,29 +157,8 @@ def _ingest_archive(
             f"The source {shown(order.source)!r} is not a .tar, .tar.gz, .tgz or .zip. If it is "
             "one by another name, give the archive's name as the product's (NAME.zip)."
         )
-    return receive_archive(
-        reception.begin(facility, principal, wish),
-        kind,
-        found.files[0],
-        _narrowed(order.expected, found.files[0].size),
-    )
-
-
-def receive_archive(
-    receiving: Reception, kind: str, archive: SourceFile, expected: Expected
-) -> Outcome:
-    """Unpack ``archive`` into ``receiving`` while it streams, check it whole, and commit."""
-
-    def checked() -> Iterator[bytes]:
-        digester = Digester()
-        yield from digester.through(archive.open())
-        check_digest(archive.path, digester.result(), expected, receiving.wish.level)
-
-    with receiving:
-        limit = receiving.facility.settings.limits.max_archive_ratio
-        for member in unpack(kind, checked(), receiving.wish.name, limit):
-            receiving.store(member.path, member.chunks, Expected(size=member.size))
-        return receiving.commit()
+    expected = _narrowed(order.expected, found.files[0].size)
+    return receive_archive(facility, principal, wish, kind, found.files[0], expected)
 
 
 def _register(facility: Facility, principal: Principal, wish: Wish, order: Order) -> Outcome:
@@ -249,8 +227,3 @@ def _name_from(order: Order, find: Finder) -> str:
         return find(order.source).name
     path = shown(order.source).rstrip("/")
     return unquote(path.rpartition("/")[2])
-
-
-def _mission(name: str) -> str | None:
-    parsed = parse_name(name)
-    return parsed.mission if parsed else None

@@ -402,12 +402,22 @@ def read_back(storage: Storage, key: str, digest: FileDigest) -> None:
 
 
 def _verify_manifest(reception: Reception, files: Mapping[str, Received]) -> None:
-    """Compare with the manifest; ``files`` say where each file lies in the store."""
-    storage = reception.facility.storage
+    """Compare with the manifest; ``files`` say where each file lies in the store.
+
+    It lies at the product's top, or where everything lies in one folder at the top of that.
+    """
+    storage, manifests = reception.facility.storage, reception.contents.manifests
     path = find_manifest(reception.wish.name, files)
+    tops = {path.partition("/")[0] for path in files}
+    if (path is None or path not in files) and len(tops) == 1:
+        skip = len(tops.pop()) + 1
+        inner = {path[skip:]: item for path, item in files.items()}
+        found = find_manifest(reception.wish.name, inner)
+        if found in inner:
+            path, files, manifests = found, inner, {}
     if path is None:
         return
-    manifest = reception.contents.manifests.get(path)
+    manifest = manifests.get(path)
     if path in files and manifest is None:  # received in an earlier request of a session
         manifest = b"".join(storage.open(files[path].key, 0, MAX_MANIFEST_BYTES))
     compare(

@@ -16,7 +16,7 @@ from admin_api.catalog.entries import FileEntry, ProductEntry
 from admin_api.catalog.models import File
 from admin_api.errors import NotFound, StorageManagerError, Unavailable
 from admin_api.services.access import Principal
-from admin_api.services.archives import Packed, pack_tar, pack_zip, tar_size
+from admin_api.services.archives.writing import Packed, pack_tar, pack_zip, tar_size
 from admin_api.services.facility import Facility
 from admin_api.services.listing import find_product, get_product, require_available
 

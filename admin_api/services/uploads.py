@@ -31,14 +31,13 @@ from admin_api.errors import (
 )
 from admin_api.keys import check_key, join
 from admin_api.products.digests import Digester
-from admin_api.products.names import parse_name
 from admin_api.services import lifecycle, reception
 from admin_api.services.access import Principal
 from admin_api.services.contents import Contents
 from admin_api.services.facility import Facility
-from admin_api.services.ingest import receive_archive
 from admin_api.services.reception import check_digest
 from admin_api.services.sources import SourceFile
+from admin_api.services.unpacking import receive_archive, require_named_mission
 from admin_api.services.wishes import Expected, Level, Outcome, Policy, Result, Wish
 
 
@@ -51,12 +50,11 @@ def receive(
     archive: str | None,
 ) -> Outcome:
     """Receive a product from one request body: a file, or an ``archive`` of the given format."""
-    _require_mission(principal, wish.name)
-    receiving = reception.begin(facility, principal, wish)
+    require_named_mission(principal, wish.name, archive is not None)
     if archive is not None:
         source = SourceFile(wish.name, expected.size, lambda: body)
-        return receive_archive(receiving, archive, source, expected)
-    with receiving:
+        return receive_archive(facility, principal, wish, archive, source, expected)
+    with reception.begin(facility, principal, wish) as receiving:
         receiving.store(wish.name, body, expected)
         return receiving.commit()
 
@@ -71,7 +69,7 @@ class Session:
 
 def begin(facility: Facility, principal: Principal, wish: Wish) -> Session:
     """Begin a session for a product of many files."""
-    _require_mission(principal, wish.name)
+    require_named_mission(principal, wish.name)
     attempt = reception.begin_lasting(facility, principal, wish)
     lifetime = timedelta(seconds=facility.settings.housekeeping.upload_seconds)
     with facility.catalog.writing() as session:
@@ -345,11 +343,6 @@ def _compare(path: str, body: Iterator[bytes], expected: Expected, stored: FileE
     check_digest(path, found, expected, Level.DIGEST)
     if (found.size, found.sha256) != (stored.size, stored.sha256):
         raise AlreadyExists(f"{path!r} was sent already, with other content.")
-
-
-def _require_mission(principal: Principal, name: str) -> None:
-    parsed = parse_name(name)
-    principal.require_mission(parsed.mission if parsed else None)
 
 
 def expire(facility: Facility, at_once: int) -> int:

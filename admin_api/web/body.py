@@ -18,6 +18,7 @@ from admin_api.errors import (
     ClientStalled,
     InvalidRequest,
     TooLarge,
+    UnsupportedMediaType,
 )
 from admin_api.services.pace import Pace
 from admin_api.services.wishes import Expected
@@ -29,6 +30,21 @@ _DIGEST_ITEM = re.compile(r"\s*([a-z0-9-]+)\s*=\s*:([A-Za-z0-9+/=]*):\s*")
 _DRAIN_BYTES = 256 << 20
 _DRAIN_SECONDS = 10.0
 _DIGEST_BYTES = {"sha-256": 32, "md5": 16}
+_SINGLE_DIGESTS = {"Content-MD5": "md5", "x-amz-checksum-sha256": "sha-256"}
+_HEX_SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
+#: Codings that leave the bytes as they are; the server itself takes the chunks apart.
+_PLAIN = {
+    "Content-Encoding": {"identity"},
+    "Transfer-Encoding": {"identity", "chunked"},
+    "Content-Transfer-Encoding": {"identity", "binary", "8bit", "7bit"},
+}
+#: Media types that are never a file's bytes alone.
+_WRAPPED = {
+    "application/x-www-form-urlencoded",
+    "application/partial-upload",
+    "application/http",
+    "message/http",
+}
 
 
 class Transfers:
@@ -51,9 +67,12 @@ class Transfers:
 def payload(request: Request, limits: LimitSettings) -> Iterator[bytes]:
     """The raw body; the client must be authenticated before this is called.
 
-    Raises TooLarge at once for a Content-Length that is not allowed, and while reading
-    ClientStalled, ClientDisconnected.
+    Raises at once InvalidRequest for a part of a file, UnsupportedMediaType for a body that is not
+    the file's bytes as they are, and TooLarge for a Content-Length that is not allowed; while
+    reading ClientStalled, ClientDisconnected.
     """
+    _refuse_part(request)
+    _refuse_encoded(request)
     length = request.content_length
     if length is not None and length > limits.max_product_bytes:
         raise TooLarge(
@@ -61,6 +80,42 @@ def payload(request: Request, limits: LimitSettings) -> Iterator[bytes]:
             limit=limits.max_product_bytes,
         )
     return _read(request, length, limits)
+
+
+def _refuse_part(request: Request) -> None:
+    """A PUT of a part would be taken for the whole (RFC 9110, section 14.5)."""
+    headers = request.headers
+    for name in ("Content-Range", "Upload-Offset"):
+        if name in headers:
+            raise InvalidRequest(
+                f"The header {name} says that the body is a part of a file; files are sent whole. "
+                "An upload session goes on with the files that are missing."
+            )
+    if headers.get("Upload-Complete", "?1").strip() != "?1":
+        raise InvalidRequest("The header Upload-Complete says that more is to come; send it all.")
+
+
+def _refuse_encoded(request: Request) -> None:
+    headers = request.headers
+    for name, plain in _PLAIN.items():
+        codings = {item.strip().lower() for item in headers.get(name, "").split(",")} - {""}
+        if not codings <= plain:
+            raise UnsupportedMediaType(
+                f"The header {name} says that the body is encoded ({headers[name]!r}); send the "
+                "file's bytes as they are. A file that is compressed itself needs no such header."
+            )
+    signed = headers.get("x-amz-content-sha256", "")
+    if "x-amz-decoded-content-length" in headers or signed.upper().startswith("STREAMING-"):
+        raise UnsupportedMediaType(
+            "The body is in the signed chunks of S3 clients; send the file's bytes as they are."
+        )
+    kind = request.mimetype
+    if kind.startswith("multipart/") or kind in _WRAPPED:
+        raise UnsupportedMediaType(
+            f"A body of the type {kind} is a form or a wrapped message, not a file; send the bytes "
+            "alone, as `curl -T FILE URL` does, or with `--data-binary @FILE` and "
+            "`-H 'Content-Type: application/octet-stream'`."
+        )
 
 
 def _read(request: Request, length: int | None, limits: LimitSettings) -> Iterator[bytes]:
@@ -109,7 +164,8 @@ def drain(request: Request) -> None:
 def expected(request: Request) -> Expected:
     """Size and digests that the request announces.
 
-    ``Repr-Digest`` and ``Content-Digest`` (RFC 9530), ``Content-MD5`` (RFC 1864).
+    ``Repr-Digest`` and ``Content-Digest`` (RFC 9530), ``Content-MD5`` (RFC 1864) and what S3
+    clients send.  Raises InvalidRequest where they are malformed or contradict each other.
     """
     found: dict[str, str] = {}
     for header in ("Repr-Digest", "Content-Digest"):
@@ -119,8 +175,13 @@ def expected(request: Request) -> Expected:
                 raise InvalidRequest(f"The header {header} is not a digest field of RFC 9530.")
             if match[1] in _DIGEST_BYTES:
                 _note(found, match[1], match[2], header)
-    if "Content-MD5" in request.headers:
-        _note(found, "md5", request.headers["Content-MD5"], "Content-MD5")
+    for header, algorithm in _SINGLE_DIGESTS.items():
+        if header in request.headers:
+            _note(found, algorithm, request.headers[header], header)
+    signed = request.headers.get("x-amz-content-sha256", "")
+    if _HEX_SHA256.fullmatch(signed):
+        value = base64.b64encode(bytes.fromhex(signed)).decode()
+        _note(found, "sha-256", value, "x-amz-content-sha256")
     return Expected(request.content_length, found.get("sha-256"), found.get("md5"))
 
 

@@ -52,6 +52,7 @@ STATUSES: dict[str, int] = {
     "storage_unavailable": 503,
     "too_large": 413,
     "unauthorized": 401,
+    "unsupported_media_type": 415,
 }
 _RETRY_AFTER = {
     "busy": "2",
@@ -106,8 +107,9 @@ def problem(code: str, status: int, detail: str, extra: dict[str, Any] | None = 
         request_id=g.get("request_id", ""),
         **(extra or {}),
     )
+    text = json.dumps(body.model_dump(mode="json"), ensure_ascii=False) + "\n"
     response = Response(
-        json.dumps(body.model_dump(mode="json"), ensure_ascii=False) + "\n",
+        text.encode("utf-8", "replace"),  # names of foreign files are not always Unicode
         status,
         content_type=CONTENT_TYPE,
     )

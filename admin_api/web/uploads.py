@@ -58,7 +58,7 @@ def transfer() -> Iterator[None]:
     responses={
         "200": schemas.IngestAnswer,
         "201": schemas.IngestAnswer,
-        **problems.responses(404, 409, 422, 502, 507),
+        **problems.responses(404, 409, 415, 422, 502, 507),
     },
 )
 @needs(Scope.INGEST)
@@ -141,7 +141,7 @@ def show(path: schemas.UploadPath) -> Response:
     responses={
         "200": schemas.FileAnswer,
         "201": schemas.FileAnswer,
-        **problems.responses(404, 409, 422, 502, 507),
+        **problems.responses(404, 409, 415, 422, 502, 507),
     },
 )
 @needs(Scope.INGEST)

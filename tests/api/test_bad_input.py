@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import socket
@@ -219,6 +220,21 @@ ARCHIVES = {
         "invalid_key",
     ),
     "empty.tar": (tar_with(), 400, "invalid_request"),
+    "not-utf8.tar": (
+        GOOD_TAR[:512].replace(b"a\0", b"\xe4\0", 1)[:148]
+        + b"%06o\0 " % (int(GOOD_TAR[148:154], 8) - ord("a") + 0xE4)
+        + GOOD_TAR[156:],
+        400,
+        "invalid_key",
+    ),
+    "cut-between-members.tar": (GOOD_TAR[: 512 + 5120], 422, "invalid_archive"),
+    "bad-header-within.tar": (GOOD_TAR.replace(b"b\0", b"c\0", 1), 422, "invalid_archive"),
+    "flipped.tar.gz": (
+        gzip.compress(GOOD_TAR, 0).replace(b"xxx", b"xyx", 1),
+        422,
+        "invalid_archive",
+    ),
+    "joined.tar": (GOOD_TAR + GOOD_TAR, 422, "invalid_archive"),
     "cut.tar": (GOOD_TAR[:3000], 422, "invalid_archive"),
     "no.tar": (b"this is no tar archive" * 100, 422, "invalid_archive"),
     "no.tar.gz": (b"this is no gzip" * 100, 422, "invalid_archive"),
@@ -247,6 +263,48 @@ def test_a_zip_bomb_is_stopped_while_it_unpacks(service: Service) -> None:
     assert len(bomb) < 400_000
     problem = service.json("PUT", "/v1/uploads/bomb.zip?unpack=true", bomb, 413)
     assert problem["code"] == "too_large"
+
+
+PARTIAL = {
+    "range": {"Content-Range": "bytes 100-199/200"},
+    "range of unknown size": {"Content-Range": "bytes 0-99/*"},
+    "resumed": {"Upload-Offset": "100"},
+    "to be resumed": {"Upload-Complete": "?0"},
+}
+ENCODED = {
+    "gzip": {"Content-Encoding": "gzip"},
+    "gzip by transfer": {"Transfer-Encoding": "gzip, chunked"},
+    "twice": {"Content-Encoding": "identity, br"},
+    "S3's chunks": {"Content-Encoding": "aws-chunked"},
+    "S3's signed chunks": {"x-amz-content-sha256": "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"},
+    "S3's chunks with a trailer": {"x-amz-content-sha256": "STREAMING-UNSIGNED-PAYLOAD-TRAILER"},
+    "S3's length": {"x-amz-decoded-content-length": "10"},
+    "mail": {"Content-Transfer-Encoding": "base64"},
+    "form": {"Content-Type": "multipart/form-data; boundary=x"},
+    "curl --data-binary": {"Content-Type": "application/x-www-form-urlencoded"},
+    "ranges": {"Content-Type": "multipart/byteranges; boundary=x"},
+}
+
+
+@pytest.mark.parametrize("case", [*PARTIAL, *ENCODED])
+def test_a_body_that_is_a_part_or_encoded_is_refused_and_nothing_is_stored(
+    service: Service, case: str
+) -> None:
+    status, code = (400, "invalid_request") if case in PARTIAL else (415, "unsupported_media_type")
+    headers = {**PARTIAL, **ENCODED}[case]
+    body = iter([b"x" * 100]) if "Transfer-Encoding" in headers else b"x" * 100
+    name = quote(f"partial {case}.tar", safe="")
+    for query in ("", "?unpack=true"):
+        answer = service.json("PUT", f"/v1/uploads/{name}{query}", body, status, headers=headers)
+        assert answer["code"] == code, answer
+        assert next(iter(headers)).lower() in answer["detail"].lower() or code != "invalid_request"
+    assert service.json("GET", f"/v1/products?name={name}")["products"] == []
+    session = service.json("POST", "/v1/uploads", {"name": f"session {case}"}, 201)
+    path = f"/v1/uploads/{session['id']}/a"
+    answer = service.json("PUT", path, body, status, headers=headers)
+    assert answer["code"] == code, answer
+    assert service.json("GET", f"/v1/uploads/{session['id']}")["files"] == []
+    service.json("DELETE", f"/v1/uploads/{session['id']}", expect=204)
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,19 @@ def test_an_upload_without_a_length_streams(service: Service) -> None:
     assert product["size"] == 3_000_000
 
 
+def test_headers_that_leave_the_bytes_as_they_are_pass(service: Service) -> None:
+    headers = {
+        "Content-Encoding": "identity",
+        "Content-Type": "application/gzip",
+        "Repr-Digest": "sha-512=:AAAA:",
+        "x-amz-content-sha256": "UNSIGNED-PAYLOAD",
+    }
+    service.json("PUT", "/v1/uploads/as-it-is.gz", b"x", 201, headers=headers)
+    wrong = {"x-amz-content-sha256": "0" * 64}
+    answer = service.json("PUT", "/v1/uploads/other.gz", b"x", 422, headers=wrong)
+    assert answer["code"] == "digest_mismatch"
+
+
 @pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz"])
 def test_an_uploaded_archive_becomes_a_tree(service: Service, suffix: str) -> None:
     seed = {".zip": 21, ".tar": 22, ".tar.gz": 23}[suffix]
