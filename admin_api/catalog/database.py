@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 
 from alembic import command
 from alembic.config import Config
@@ -60,13 +61,18 @@ class Catalog:
                 },
             }
         self._engine = create_engine(self._url, **options)
+        self._file: _File | None = None
         if self.is_sqlite:
             _prepare_sqlite(self._engine)
+            if self._url.database and self._url.database != ":memory:":
+                self._file = _File(Path(self._url.database))
+                _connect_to(self._engine, self._file)
         self._writer = self._engine.execution_options(begin="IMMEDIATE")
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Session]:
         """A session that sees one state of the catalog and changes nothing."""
+        self._same_file()
         with _translated(), Session(self._engine, expire_on_commit=False) as session:
             yield session
 
@@ -76,6 +82,7 @@ class Catalog:
 
         IntegrityError is passed on: the callers know what a clash means.
         """
+        self._same_file()
         with _translated(), Session(self._writer, expire_on_commit=False) as session:
             with session.begin():
                 yield session
@@ -96,6 +103,12 @@ class Catalog:
             head = ScriptDirectory.from_config(config).get_current_head()
             if MigrationContext.configure(connection).get_current_revision() != head:
                 command.upgrade(config, "head")
+        if self._file is not None:
+            self._file.remember()
+
+    def _same_file(self) -> None:
+        if self._file is not None:
+            self._file.check()
 
     def close(self) -> None:
         """Give all connections back."""
@@ -129,6 +142,47 @@ def _url(settings: CatalogSettings) -> URL:
             ) from error
         url = url.set(password=password)
     return url.set(drivername="postgresql+psycopg")
+
+
+class _File:
+    """SQLite's file: once it is open, its path must lead to that very file.
+
+    SQLite would go on with a deleted file, and a new connection would make an empty one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.identity: tuple[int, int] | None = None
+
+    def remember(self) -> None:
+        """From now on it must be the file that is there now."""
+        self.identity = self._found()
+
+    def check(self) -> None:
+        """Raise CatalogUnavailable if the path leads elsewhere."""
+        if self.identity is not None and self._found() != self.identity:
+            raise CatalogUnavailable(
+                f"The catalog's file {self.path} was deleted or replaced while the service runs; "
+                "nothing is taken or changed. Restart the service; if the file is lost for good, "
+                "run `storage-manager rebuild` after that."
+            )
+
+    def _found(self) -> tuple[int, int] | None:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
+def _connect_to(engine: Engine, file: _File) -> None:
+    """Let connections make the file only before it is remembered."""
+
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: Any, _record: Any, _args: Any, options: dict[str, Any]) -> Any:
+        file.check()
+        mode = "rwc" if file.identity is None else "rw"
+        return dialect.connect(f"file:{quote(str(file.path))}?mode={mode}", **options, uri=True)
 
 
 def _prepare_sqlite(engine: Engine) -> None:

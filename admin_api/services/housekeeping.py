@@ -45,6 +45,8 @@ class Cleared:
 
 def clean(facility: Facility) -> Cleared:
     """One round; raises what store and catalog raise."""
+    for gate in facility.storage.gates.values():
+        gate.refresh()  # nothing is cleared in a store that somebody has taken over
     settings, now, cleared = facility.settings.housekeeping, datetime.now(UTC), Cleared()
     stale_commit = now - timedelta(seconds=settings.commit_grace_seconds)
     stale = now - timedelta(seconds=settings.grace_seconds)

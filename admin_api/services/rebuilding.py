@@ -18,7 +18,7 @@ from admin_api.catalog import events
 from admin_api.catalog.models import File, Product, State
 from admin_api.keys import join
 from admin_api.products.records import Statement
-from admin_api.services import records
+from admin_api.services import identity, records
 from admin_api.services.facility import Facility
 
 _BATCH = 500
@@ -33,7 +33,11 @@ class Rebuilt:
 
 
 def rebuild(facility: Facility) -> Iterator[Rebuilt]:
-    """Apply every statement in the store to the catalog, in batches."""
+    """Apply every statement in the store to the catalog, in batches.
+
+    Raises WrongStore where a store is not this catalog's; one that knows no product takes it over.
+    """
+    identity.take_back(facility.catalog, facility.storage)
     statements = applied = 0
     found = records.read_all(facility)
     while batch := list(islice(found, _BATCH)):

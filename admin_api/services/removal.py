@@ -31,13 +31,15 @@ log = logging.getLogger(__name__)
 def remove(facility: Facility, principal: Principal, product_id: str, cause: str) -> Product:
     """Remove a product and return its tombstone; again and again gives the same.
 
-    Raises NotFound, Held, Retained.  If the store fails meanwhile the product is gone for
-    everybody all the same, its state stays ``removing``, and housekeeping finishes the work.
+    Raises NotFound, Held, Retained, and Unavailable where the product's store is not mounted.  If
+    the store fails meanwhile the product is gone for everybody all the same, its state stays
+    ``removing``, and housekeeping finishes the work.
     """
     with facility.catalog.writing() as session:
         product = find_product(session, principal, product_id)
         if product.state == State.AVAILABLE:
             refuse_kept(product)
+            facility.storage.require_at(f"{product.directory}/")
             mark(session, product, principal.actor, cause)
     if product.state == State.REMOVING:
         try:
