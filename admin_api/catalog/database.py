@@ -6,6 +6,7 @@ The services get sessions from here and nothing else from SQLAlchemy's engine.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -24,18 +25,21 @@ from sqlalchemy import (
     create_engine,
     event,
     make_url,
+    select,
     text,
 )
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
+from admin_api.catalog.models import Identity
 from admin_api.errors import CatalogUnavailable, ConfigurationError, NoSpace
 from admin_api.settings import CatalogSettings
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 #: Serialises migrations of several processes that start at once (any number, but always this).
 _MIGRATION_LOCK = 7_237_601
+_NO_TABLE = re.compile(r"no such table|relation \"\w+\" does not exist")
 
 
 class Catalog:
@@ -88,9 +92,9 @@ class Catalog:
                 yield session
 
     def ping(self) -> None:
-        """Return if the database answers; raises CatalogUnavailable."""
+        """Return if the database answers and has our tables; raises CatalogUnavailable."""
         with self.reading() as session:
-            session.execute(text("SELECT 1"))
+            session.execute(select(Identity.catalog_id)).one()
 
     def migrate(self) -> None:
         """Bring the tables to this version; several processes may do so at once."""
@@ -209,6 +213,11 @@ def _translated() -> Iterator[None]:
         message = str(getattr(error, "orig", None) or error)
         if "disk is full" in message or "No space left" in message or "disk I/O error" in message:
             raise NoSpace("The disk of the catalog is full.") from error
+        if isinstance(error, DBAPIError) and _NO_TABLE.search(message):
+            raise CatalogUnavailable(
+                "The catalog database has lost its tables. Restart the service; if the catalog is "
+                "lost for good, run `storage-manager rebuild` after that."
+            ) from error
         raise CatalogUnavailable(
             "The catalog database cannot be reached or written now; the log has its answer."
         ) from error

@@ -35,11 +35,14 @@ def remove(facility: Facility, principal: Principal, product_id: str, cause: str
     the store fails meanwhile the product is gone for everybody all the same, its state stays
     ``removing``, and housekeeping finishes the work.
     """
+    with facility.catalog.reading() as session:
+        product = find_product(session, principal, product_id)
+    if product.state == State.AVAILABLE:
+        facility.storage.require_at(f"{product.directory}/")
     with facility.catalog.writing() as session:
         product = find_product(session, principal, product_id)
         if product.state == State.AVAILABLE:
             refuse_kept(product)
-            facility.storage.require_at(f"{product.directory}/")
             mark(session, product, principal.actor, cause)
     if product.state == State.REMOVING:
         try:

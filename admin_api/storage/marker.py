@@ -26,7 +26,7 @@ DIRECTORY = ".products/store"
 MAX_BYTES = 64 * 1024
 
 _NAME = re.compile(r"([0-9]{6})\.json")
-#: Uses of a closed gate have it looked at again, but not more often than this.
+#: Uses have a gate looked at again, but not more often than this.
 _LOOK_SECONDS = 1.0
 
 
@@ -138,6 +138,16 @@ class Gate:
             problem = self.problem
             self._look_soon()
             raise Unavailable(problem)
+
+    def recheck(self) -> None:
+        """As ``require``, after a new look if the last one is old and nobody else is looking."""
+        if (
+            self.problem is None
+            and time.monotonic() - self._looked >= _LOOK_SECONDS
+            and not self._looking.locked()
+        ):
+            self.refresh()
+        self.require()
 
     def admit(self, marker: Marker | None) -> None:
         """Return if a store with this marker may be used; raises Unavailable."""

@@ -6,6 +6,7 @@ closed (``marker.py``).
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +14,7 @@ from datetime import datetime
 from functools import partial
 from typing import BinaryIO
 
-from admin_api.errors import InvalidKey, InvalidRequest
+from admin_api.errors import InvalidKey, InvalidRequest, NotFound
 from admin_api.keys import beneath, check_key, join
 from admin_api.settings import (
     AlluxioBackend,
@@ -92,15 +93,23 @@ class Mounts:
             self.gates[path].require()
 
     def require_at(self, key: str) -> None:
-        """Return if the store that holds ``key`` may be used now; raises Unavailable.
+        """Return if the store that holds ``key`` is the expected one now; raises Unavailable.
 
         For whoever is to decide something in the catalog before the store is asked.
         """
         path = self.mount_of(key)
-        self.require(path)
-        store = self._beneath_cache(path)
-        if isinstance(store, PosixStorage):
-            store.ping()  # a directory is told from another at every use, a bucket by its gate
+        self._recheck(path)
+        if isinstance(self._beneath_cache(path), PosixStorage):
+            self.stores[path].ping()
+
+    def _recheck(self, path: str) -> None:
+        """As ``require``; a bucket, unlike a directory, is not told from another at every use."""
+        if path not in self.gates:
+            return
+        if isinstance(self._beneath_cache(path), PosixStorage):
+            self.gates[path].require()
+        else:
+            self.gates[path].recheck()
 
     def bare(self, path: str, make: bool = False) -> Storage:
         """The store of a mount without its gate and without a cache, for the marker only.
@@ -126,31 +135,46 @@ class Mounts:
         path = self.mount_of(key)
         return path, self.stores[path], key[len(path) + 1 :] if path else key
 
-    def _admitted(self, key: str) -> tuple[str, Storage, str]:
+    def _admitted(self, key: str, to_change: bool = False) -> tuple[str, Storage, str]:
         """As ``_resolve``, for what reaches the store."""
         resolved = self._resolve(key)
-        self.require(resolved[0])
+        if to_change:
+            self._recheck(resolved[0])
+        else:
+            self.require(resolved[0])
         return resolved
 
+    @contextlib.contextmanager
+    def _missing_told(self, path: str) -> Iterator[None]:
+        """What is missing in a store that is not the expected one is not missing."""
+        try:
+            yield
+        except NotFound:
+            self._recheck(path)
+            raise
+
     def put(self, key: str, chunks: Iterable[bytes], size_hint: int | None = None) -> Stat:
-        path, store, inner = self._admitted(key)
+        path, store, inner = self._admitted(key, to_change=True)
         return _outer(path, store.put(inner, chunks, size_hint))
 
     def open(self, key: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        _, store, inner = self._admitted(key)
-        return store.open(inner, start, stop)
+        path, store, inner = self._admitted(key)
+        with self._missing_told(path):
+            return store.open(inner, start, stop)
 
     def stat(self, key: str) -> Stat:
         path, store, inner = self._admitted(key)
-        return _outer(path, store.stat(inner))
+        with self._missing_told(path):
+            return _outer(path, store.stat(inner))
 
     def delete(self, key: str) -> None:
-        _, store, inner = self._admitted(key)
+        _, store, inner = self._admitted(key, to_change=True)
         store.delete(inner)
 
     def delete_many(self, keys: Iterable[str]) -> int:
         count = 0
-        for _, group in itertools.groupby(map(self._admitted, keys), key=lambda item: item[0]):
+        for path, group in itertools.groupby(map(self._resolve, keys), key=lambda item: item[0]):
+            self._recheck(path)
             items = list(group)
             count += items[0][1].delete_many(inner for _, _, inner in items)
         return count

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import delete
 
 from admin_api.catalog.models import Store
-from admin_api.errors import Unavailable
+from admin_api.errors import CatalogUnavailable, Unavailable
 from admin_api.services import identity, listing, rebuilding, removal, uploads
 from admin_api.services.facility import Facility, open_facility
 from admin_api.services.wishes import Expected, Wish
@@ -234,12 +235,17 @@ def test_an_emptied_bucket_is_not_taken_for_the_store(
     backend = s3_server.backend()
     service = make_service(backend)
     service.start()
-    put(service, "p")
+    product = put(service, "p")
     client = s3_server.client()
     for item in client.list_objects_v2(Bucket=backend["bucket"])["Contents"]:
         client.delete_object(Bucket=backend["bucket"], Key=item["Key"])
+
+    def removal() -> int:
+        return service.request("DELETE", f"/v1/products/{product['id']}").status
+
     wait_until(lambda: not ready(service)[0], 30, "the notice")
     assert "not mounted" in refused(service, "q")
+    assert removal() == 503
     service.stop()
     service.start()
     assert not ready(service)[0]
@@ -411,6 +417,54 @@ def test_records_without_a_marker_are_nothing_for_an_empty_catalog(
     list(rebuilding.rebuild(fresh))
     page, _ = listing.list_products(fresh, operator, listing.ProductFilter(), None, 10)
     assert [item.name for item in page] == ["old"]
+
+
+def test_a_bucket_that_another_catalog_takes_is_let_go_at_the_next_change(
+    tmp_path: Path, s3_server: Weed, operator
+) -> None:
+    """No watcher runs here: the writer looks by itself."""
+    facility = make_facility(tmp_path, s3_server.backend())
+    product = store_one(facility, operator, "p")
+    fresh = second_facility(tmp_path / "fresh", facility)
+    list(rebuilding.rebuild(fresh))
+    facility.storage.gates[""]._looked = float("-inf")  # a second has passed
+    with pytest.raises(Unavailable, match="belongs to another catalog"):
+        removal.remove(facility, operator, product.id, "test")
+    with pytest.raises(Unavailable, match="belongs to another catalog"):
+        store_one(facility, operator, "q")
+    _, files = listing.get_product(fresh, operator, product.id)
+    assert b"".join(fresh.storage.open(files[0].key)) == b"bytes"
+
+
+def test_an_object_missing_in_a_bucket_that_was_emptied_is_not_called_missing(
+    tmp_path: Path, s3_server: Weed, operator
+) -> None:
+    facility = make_facility(tmp_path, s3_server.backend())
+    store_one(facility, operator, "p")
+    bare = facility.storage.bare("")
+    bare.delete_many([stat.key for stat in bare.list()])
+    facility.storage.gates[""]._looked = float("-inf")
+    with pytest.raises(Unavailable, match="not mounted"):
+        facility.storage.stat("unsorted/p/p")
+
+
+def test_a_database_that_was_made_anew_is_noticed(tmp_path: Path, database) -> None:
+    name = database.new_database()
+    catalog = {"url": database.url(name), "password_file": database.password_file}
+    backend = {"type": "posix", "root": tmp_path / "store"}
+    facility = make_facility(tmp_path, backend, catalog=catalog)
+    facility.catalog.ping()
+    facility.catalog.close()
+    with psycopg.connect(
+        f"host=127.0.0.1 port={database.port} user=postgres dbname=postgres",
+        password=database.password_file.read_text().strip(),
+        autocommit=True,
+    ) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    with pytest.raises(CatalogUnavailable, match="storage-manager rebuild"):
+        facility.catalog.ping()
+    facility.catalog.close()
 
 
 def test_a_marker_that_cannot_be_read_closes_the_store_until_it_is_adopted(
