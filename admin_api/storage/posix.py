@@ -53,7 +53,12 @@ class PosixStorage:
         self._verified: tuple[int, ...] | None = None
         if gate is None and make:
             with _translated(str(self.root)):
-                self.root.mkdir(exist_ok=True)
+                try:
+                    self.root.mkdir(exist_ok=True)
+                except FileNotFoundError:
+                    raise Unavailable(
+                        f"The store {self.root} cannot be made: {self.root.parent} is not there."
+                    ) from None
                 (self.root / TEMPORARY).mkdir(exist_ok=True)
 
     @contextlib.contextmanager

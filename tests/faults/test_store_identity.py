@@ -14,9 +14,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from click.testing import CliRunner, Result
 from sqlalchemy import delete
 
 from admin_api.catalog.models import Store
+from admin_api.cli.main import main
 from admin_api.errors import CatalogUnavailable, Unavailable
 from admin_api.services import identity, listing, rebuilding, removal, uploads
 from admin_api.services.facility import Facility, open_facility
@@ -24,7 +26,7 @@ from admin_api.services.wishes import Expected, Wish
 from admin_api.settings import Settings
 from admin_api.storage.base import put_bytes
 from tests.conftest import make_facility, unavailable
-from tests.support.servers import Service, Weed, wait_until
+from tests.support.servers import Service, Weed, toml, wait_until
 
 MakeService = Callable[..., Service]
 
@@ -66,11 +68,14 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     return {"type": "posix", "root": tmp_path / "store"}
 
 
-def contents(backend: dict[str, Any], request: pytest.FixtureRequest) -> dict[str, int]:
+def contents(
+    backend: dict[str, Any], request: pytest.FixtureRequest | None = None
+) -> dict[str, int]:
     """Every object of a store with its size, seen from beside the service."""
     if backend["type"] == "posix":
         root = Path(backend["root"])
         return {str(p.relative_to(root)): p.stat().st_size for p in root.rglob("*") if p.is_file()}
+    assert request is not None
     client = request.getfixturevalue("s3_server").client()
     found = client.list_objects_v2(Bucket=backend["bucket"]).get("Contents", [])
     return {item["Key"]: item["Size"] for item in found}
@@ -210,7 +215,7 @@ def test_a_store_that_goes_while_the_service_runs_is_told_from_what_is_there_ins
     root.rename(away)
     if what != "nothing":
         other.rename(root)
-    before = contents({"type": "posix", "root": root}, None)  # type: ignore[arg-type]
+    before = contents({"type": "posix", "root": root})
 
     word = "belongs to another catalog" if what == "another store" else "not mounted"
     assert service.request("GET", product["files"][0]["href"]).status == 503
@@ -219,7 +224,7 @@ def test_a_store_that_goes_while_the_service_runs_is_told_from_what_is_there_ins
     assert word in refused(service, "q")
     is_ready, sentence = ready(service)
     assert not is_ready and word in sentence
-    assert contents({"type": "posix", "root": root}, None) == before  # type: ignore[arg-type]
+    assert contents({"type": "posix", "root": root}) == before
     assert service.cli("reconcile", check=False).returncode != 0
 
     if what != "nothing":
@@ -253,41 +258,46 @@ def test_an_emptied_bucket_is_not_taken_for_the_store(
 
 
 def test_a_store_is_taken_over_by_a_command_of_its_own_only(
-    make_service: MakeService, backend, request
+    make_service: MakeService, tmp_path: Path
 ) -> None:
+    backend = {"type": "posix", "root": tmp_path / "theirs"}
     first, second = make_service(backend), make_service()
     first.start()
     theirs = put(first, "theirs")
-    first.stop()
     second.start()
     ours = put(second, "ours")
     second.stop()
     # The second facility gets the first one's store at a second mount.
+    more = toml({"x": {"path": "more", "backend": backend}}).removeprefix("x = ").strip()
     settings = second.settings_file.read_text()
-    first_backend = first.settings_file.read_text().split("backend = ")[1].split("}]")[0]
-    settings = settings.replace("}}]", '}}, {path = "more", backend = ' + first_backend + "}]")
-    second.settings_file.write_text(settings)
+    second.settings_file.write_text(settings.replace("}}]", "}}, " + more + "]"))
     second.start()
     assert not ready(second)[0]
-    before = contents(backend, request)
-    done = second.cli("rebuild", check=False)
-    assert done.returncode == 1 and "adopt-store" in done.stderr
-    done = second.cli("adopt-store", check=False)
-    assert done.returncode != 0 and "Take over" in done.stderr
-    assert contents(backend, request) == before
-    done = second.cli("adopt-store", "--mount", "/nowhere", "--yes", check=False)
-    assert done.returncode == 1 and "/more" in done.stderr
+    before = contents(backend)
 
-    done = second.cli("adopt-store", "--mount", "/more", "--yes")
-    assert "is not catalog" in done.stdout and "marker number 2" in done.stdout
+    def local(*arguments: str) -> Result:
+        given = ["--settings", str(second.settings_file)]
+        return CliRunner().invoke(main, [*arguments, *given], input="n\n")
+
+    for command, said in (
+        (["rebuild"], "adopt-store"),
+        (["adopt-store"], "Take over the store of mount /more?"),
+        (["adopt-store", "--mount", "/nowhere", "--yes"], "/more"),
+    ):
+        done = local(*command)
+        assert done.exit_code != 0 and said in done.output
+    assert contents(backend) == before
+    assert_read(first, theirs)
+
+    done = local("adopt-store", "--mount", "/more", "--yes")
+    assert "is not catalog" in done.output and "marker number 2" in done.output
     becomes_ready(second)
-    second.cli("rebuild")
-    assert_read(second, ours)
+    assert "belongs to another catalog" in refused(first, "late")
+    assert local("rebuild").exit_code == 0
     names = [item["name"] for item in second.json("GET", "/v1/products")["products"]]
     assert sorted(names) == ["ours", "theirs"]
+    assert_read(second, ours)
     assert_read(second, second.json("GET", f"/v1/products/{theirs['id']}"))
-    first.start()
-    assert not ready(first)[0]
 
 
 @pytest.fixture
