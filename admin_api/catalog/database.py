@@ -6,9 +6,11 @@ The services get sessions from here and nothing else from SQLAlchemy's engine.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 
 from alembic import command
 from alembic.config import Config
@@ -23,18 +25,21 @@ from sqlalchemy import (
     create_engine,
     event,
     make_url,
+    select,
     text,
 )
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
+from admin_api.catalog.models import Identity
 from admin_api.errors import CatalogUnavailable, ConfigurationError, NoSpace
 from admin_api.settings import CatalogSettings
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 #: Serialises migrations of several processes that start at once (any number, but always this).
 _MIGRATION_LOCK = 7_237_601
+_NO_TABLE = re.compile(r"no such table|relation \"\w+\" does not exist")
 
 
 class Catalog:
@@ -60,13 +65,18 @@ class Catalog:
                 },
             }
         self._engine = create_engine(self._url, **options)
+        self._file: _File | None = None
         if self.is_sqlite:
             _prepare_sqlite(self._engine)
+            if self._url.database and self._url.database != ":memory:":
+                self._file = _File(Path(self._url.database))
+                _connect_to(self._engine, self._file)
         self._writer = self._engine.execution_options(begin="IMMEDIATE")
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Session]:
         """A session that sees one state of the catalog and changes nothing."""
+        self._same_file()
         with _translated(), Session(self._engine, expire_on_commit=False) as session:
             yield session
 
@@ -76,14 +86,15 @@ class Catalog:
 
         IntegrityError is passed on: the callers know what a clash means.
         """
+        self._same_file()
         with _translated(), Session(self._writer, expire_on_commit=False) as session:
             with session.begin():
                 yield session
 
     def ping(self) -> None:
-        """Return if the database answers; raises CatalogUnavailable."""
+        """Return if the database answers and has our tables; raises CatalogUnavailable."""
         with self.reading() as session:
-            session.execute(text("SELECT 1"))
+            session.execute(select(Identity.catalog_id)).one()
 
     def migrate(self) -> None:
         """Bring the tables to this version; several processes may do so at once."""
@@ -96,6 +107,12 @@ class Catalog:
             head = ScriptDirectory.from_config(config).get_current_head()
             if MigrationContext.configure(connection).get_current_revision() != head:
                 command.upgrade(config, "head")
+        if self._file is not None:
+            self._file.remember()
+
+    def _same_file(self) -> None:
+        if self._file is not None:
+            self._file.check()
 
     def close(self) -> None:
         """Give all connections back."""
@@ -131,6 +148,47 @@ def _url(settings: CatalogSettings) -> URL:
     return url.set(drivername="postgresql+psycopg")
 
 
+class _File:
+    """SQLite's file: once it is open, its path must lead to that very file.
+
+    SQLite would go on with a deleted file, and a new connection would make an empty one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.identity: tuple[int, int] | None = None
+
+    def remember(self) -> None:
+        """From now on it must be the file that is there now."""
+        self.identity = self._found()
+
+    def check(self) -> None:
+        """Raise CatalogUnavailable if the path leads elsewhere."""
+        if self.identity is not None and self._found() != self.identity:
+            raise CatalogUnavailable(
+                f"The catalog's file {self.path} was deleted or replaced while the service runs; "
+                "nothing is taken or changed. Restart the service; if the file is lost for good, "
+                "run `storage-manager rebuild` after that."
+            )
+
+    def _found(self) -> tuple[int, int] | None:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
+def _connect_to(engine: Engine, file: _File) -> None:
+    """Let connections make the file only before it is remembered."""
+
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: Any, _record: Any, _args: Any, options: dict[str, Any]) -> Any:
+        file.check()
+        mode = "rwc" if file.identity is None else "rw"
+        return dialect.connect(f"file:{quote(str(file.path))}?mode={mode}", **options, uri=True)
+
+
 def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def connect(connection: Any, _record: Any) -> None:
@@ -155,6 +213,11 @@ def _translated() -> Iterator[None]:
         message = str(getattr(error, "orig", None) or error)
         if "disk is full" in message or "No space left" in message or "disk I/O error" in message:
             raise NoSpace("The disk of the catalog is full.") from error
+        if isinstance(error, DBAPIError) and _NO_TABLE.search(message):
+            raise CatalogUnavailable(
+                "The catalog database has lost its tables. Restart the service; if the catalog is "
+                "lost for good, run `storage-manager rebuild` after that."
+            ) from error
         raise CatalogUnavailable(
             "The catalog database cannot be reached or written now; the log has its answer."
         ) from error

@@ -1,4 +1,4 @@
-"""Commands that run on the service's own host, with its settings: serve, token, rebuild."""
+"""Commands that run on the service's own host, with its settings: serve, token, rebuild..."""
 
 from __future__ import annotations
 
@@ -123,3 +123,33 @@ def rebuild(settings_file: Path | None, as_json: bool) -> None:
             f"Records that could not be taken in: {unreadable}. They are named above.",
             EXIT_FAILED,
         )
+
+
+@click.command("adopt-store")
+@settings_option
+@click.option("--mount", "path", help="Only the store of this mount.  [default: every mount]")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def adopt_store(settings_file: Path | None, path: str | None, yes: bool) -> None:
+    """Make the stores at the mounts this catalog's own, whosever they were.
+
+    A service that still works with such a store stops using it.  Run `rebuild` afterwards: it
+    takes in the products whose records are there.
+    """
+    from admin_api.services import identity
+    from admin_api.services.facility import open_facility
+    from admin_api.settings import load
+
+    try:
+        facility = open_facility(load(settings_file))
+        catalog, storage = facility.catalog, facility.storage
+        mount = path.strip("/") if path is not None else None
+        for found, sentence, is_ours in list(identity.report(catalog, storage, mount)):
+            click.echo(sentence)
+            if is_ours:
+                continue
+            if not yes:
+                click.confirm(f"Take over the store of mount /{found}?", abort=True, err=True)
+            marker = identity.adopt(catalog, storage, found)
+            click.echo(f"It is this catalog's now: marker number {marker.number} says so.")
+    except StorageManagerError as error:
+        raise Failure(error.detail, EXIT_FAILED) from error

@@ -56,6 +56,7 @@ for _command in (
     local.serve,
     local.token,
     local.rebuild,
+    local.adopt_store,
     products.ingest,
     products.get,
     products.ls,

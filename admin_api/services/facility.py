@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from admin_api.catalog.database import Catalog
+from admin_api.services import identity
 from admin_api.services.heartbeat import Heartbeat
 from admin_api.services.reserve import Reserve
 from admin_api.services.spool import Spool
 from admin_api.settings import Settings
 from admin_api.storage.mounts import Mounts, open_storage
+
+#: A start waits so long for the stores to say whose they are.
+_FIRST_LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +29,26 @@ class Facility:
     spool: Spool
 
 
-def open_facility(settings: Settings) -> Facility:
-    """Open storage and catalog; the catalog's tables are brought to this version.
-
-    Raises the errors of the stores and CatalogUnavailable.
-    """
+def open_catalog(settings: Settings) -> Catalog:
+    """Open the catalog; its tables are brought to this version.  Raises CatalogUnavailable."""
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     catalog = Catalog(settings.catalog)
     catalog.migrate()
+    return catalog
+
+
+def open_facility(settings: Settings) -> Facility:
+    """Open catalog and storage, and look whose the stores are.
+
+    A store that is not the expected one, or that does not answer, stays closed until it is; the
+    facility is there all the same.  Raises CatalogUnavailable.
+    """
+    catalog = open_catalog(settings)
+    storage = open_storage(settings.storage, partial(identity.look, catalog))
+    identity.look_at_all(storage, _FIRST_LOOK_SECONDS)
     return Facility(
         settings,
-        open_storage(settings.storage),
+        storage,
         catalog,
         Heartbeat(catalog),
         Reserve(settings),

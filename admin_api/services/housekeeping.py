@@ -47,6 +47,8 @@ class Cleared:
 
 def clean(facility: Facility) -> Cleared:
     """One round; raises what store and catalog raise."""
+    for gate in facility.storage.gates.values():
+        gate.refresh()  # nothing is cleared in a store that somebody has taken over
     settings, cleared = facility.settings.housekeeping, Cleared()
     with facility.catalog.reading() as session:
         now = clock.read(session)

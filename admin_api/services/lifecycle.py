@@ -182,6 +182,7 @@ def begin(
     """
     storage = facility.settings.storage
     base = directory_of(wish.name, storage.key_template, storage.unsorted_template)
+    facility.storage.require_at(f"{wish.registered_in or base}/")
     for _ in range(_RACE_ATTEMPTS):
         try:
             with facility.catalog.writing() as session:
@@ -700,9 +701,11 @@ def _adopt(facility: Facility, attempt: ProductEntry, record: Statement) -> None
 def remove(facility: Facility, product: ProductEntry, actor: Actor, cause: str) -> None:
     """Available -> removing -> removed.
 
-    Raises Held and Retained.  If the store fails meanwhile the product is gone for everybody all
-    the same, its state stays ``removing``, and housekeeping finishes the work.
+    Raises Held, Retained, and Unavailable where the store is not there.  If it fails later the
+    product is gone for everybody all the same, its state stays ``removing``, and housekeeping
+    finishes the work.
     """
+    facility.storage.require_at(f"{product.directory}/")
 
     def retire() -> list[ProductEntry]:
         with facility.catalog.writing() as session:
@@ -811,6 +814,7 @@ def keep(
     has it; raises InProgress where the product is replaced or removed at the same time, and what
     the store raises if the record cannot be written now: housekeeping writes it later.
     """
+    facility.storage.require_at(f"{product.directory}/")
     with facility.catalog.writing() as session:
         kept = _move(
             session,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy import func, select
 
@@ -14,7 +15,7 @@ from admin_api.catalog.models import Product, State
 from admin_api.errors import StorageManagerError
 from admin_api.services.access import Principal
 from admin_api.services.facility import Facility
-from admin_api.storage.base import Capacity
+from admin_api.storage.base import Capacity, Storage
 from admin_api.storage.probe import Check, probe
 
 
@@ -70,6 +71,7 @@ def mounts(facility: Facility) -> list[MountStatus]:
         store = facility.storage.stores[mount.path]
         problem, capacity = None, Capacity(None, None)
         try:
+            facility.storage.require(mount.path)
             store.ping()
             capacity = store.capacity()
         except StorageManagerError as error:
@@ -80,10 +82,18 @@ def mounts(facility: Facility) -> list[MountStatus]:
 
 
 def readiness(facility: Facility) -> dict[str, str | None]:
-    """What is needed for work -> the sentence of what is wrong with it, or None."""
+    """What is needed for work -> the sentence of what is wrong with it, or None.
+
+    A store must answer and be the one that the catalog expects.
+    """
+
+    def answers(path: str, store: Storage) -> None:
+        facility.storage.require(path)
+        store.ping()
+
     parts: dict[str, Callable[[], None]] = {"catalog": facility.catalog.ping}
     for path, store in facility.storage.stores.items():
-        parts[f"storage:/{path}"] = store.ping
+        parts[f"storage:/{path}"] = partial(answers, path, store)
     state: dict[str, str | None] = {}
     for name, ping in parts.items():
         try:
@@ -95,7 +105,8 @@ def readiness(facility: Facility) -> dict[str, str | None]:
 
 
 def probe_all(facility: Facility) -> Iterator[tuple[str, Check]]:
-    """Probe every store of the namespace."""
+    """Probe every store of the namespace; raises Unavailable for one that is not ours."""
     for path, store in facility.storage.stores.items():
+        facility.storage.require(path)
         for check in probe(store):
             yield path, check

@@ -23,7 +23,7 @@ from admin_api.catalog.models import File, FileClaim, Product, State, Upload
 from admin_api.errors import NotFound
 from admin_api.keys import join
 from admin_api.products.records import Statement
-from admin_api.services import records
+from admin_api.services import identity, records
 from admin_api.services.facility import Facility
 from admin_api.services.histories import Claim, Generation, Histories, History
 from admin_api.services.records import Unreadable
@@ -54,8 +54,10 @@ class _Settled:
 def rebuild(facility: Facility) -> Iterator[Rebuilt | Unreadable]:
     """Apply every statement in the stores to the catalog, in batches; tell what cannot be.
 
-    Raises what a store raises that cannot be listed, and CatalogUnavailable.
+    Raises what a store raises that cannot be listed, CatalogUnavailable, and WrongStore where a
+    store is not this catalog's; a catalog that knows no product takes it over.
     """
+    identity.take_back(facility.catalog, facility.storage)
     statements = applied = 0
     with Histories(facility.settings.state_dir) as histories:
         for item in records.read_all(facility):

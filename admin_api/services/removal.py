@@ -27,8 +27,9 @@ _DUE_AT_ONCE = 100
 def remove(facility: Facility, principal: Principal, product_id: str, cause: str) -> ProductEntry:
     """Remove a product and return its tombstone; again and again gives the same.
 
-    Raises NotFound, Held, Retained.  If the store fails meanwhile the product is gone for
-    everybody all the same, its state stays ``removing``, and housekeeping finishes the work.
+    Raises NotFound, Held, Retained, and Unavailable where the product's store is not mounted.  If
+    the store fails meanwhile the product is gone for everybody all the same, its state stays
+    ``removing``, and housekeeping finishes the work.
     """
     with facility.catalog.reading() as session:
         product = find_product(session, principal, product_id)

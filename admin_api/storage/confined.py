@@ -17,13 +17,13 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
-def directory(root: Path, parts: Sequence[str], create: bool = False) -> Iterator[int]:
-    """The descriptor of the directory ``parts`` beneath ``root``.
+def directory(root: Path | int, parts: Sequence[str], create: bool = False) -> Iterator[int]:
+    """The descriptor of the directory ``parts`` beneath ``root`` (a path or a descriptor).
 
     With ``create``, missing directories are made and made durable.  Raises FileNotFoundError,
     NotADirectoryError (also for a symbolic link) and whatever else the system says.
     """
-    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.dup(root) if isinstance(root, int) else open_root(root)
     try:
         for part in parts:
             try:
@@ -46,7 +46,12 @@ def directory(root: Path, parts: Sequence[str], create: bool = False) -> Iterato
         os.close(fd)
 
 
-def open_file(root: Path, parts: Sequence[str]) -> int:
+def open_root(root: Path) -> int:
+    """A descriptor of the directory ``root`` itself; a link that leads there is followed."""
+    return os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def open_file(root: Path | int, parts: Sequence[str]) -> int:
     """A read descriptor of the regular file ``parts`` beneath ``root``.
 
     Raises FileNotFoundError also where the name is not a regular file (a directory, a symbolic

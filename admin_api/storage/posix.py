@@ -1,7 +1,9 @@
 """A directory as store: local disk or an NFS mount.
 
-A put writes a temporary file in ``.tmp/``, makes it durable, and links it to its key, which is
-atomic and create-only on local file systems and on NFS.  Called through the mount table.
+Every operation opens the root once, looks whether it is still the expected store (a share can be
+unmounted or swapped at any time), and works beneath that very descriptor.  A put writes a
+temporary file in ``.tmp/``, makes it durable, and links it to its key, which is atomic and
+create-only on local file systems and on NFS.  Called through the mount table.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from admin_api.errors import (
     Unavailable,
 )
 from admin_api.keys import beneath, check_key
-from admin_api.storage import confined
+from admin_api.storage import confined, marker
 from admin_api.storage.base import CHUNK, Capacity, Stat
 
 log = logging.getLogger(__name__)
@@ -39,24 +41,71 @@ _LOST_RACE_ATTEMPTS = 10
 class PosixStorage:
     """The ``Storage`` protocol over a directory."""
 
-    def __init__(self, root: Path) -> None:
-        """Take ``root`` as the store; it is made if its parent exists.
+    def __init__(self, root: Path, gate: marker.Gate | None = None, make: bool = True) -> None:
+        """Take ``root`` as the store; with a gate, only while it holds the marker that is expected.
 
-        Raises Unavailable or Denied if it cannot be used.
+        Without a gate it is made if its parent exists, unless ``make`` is false.
+        Raises Unavailable or Denied if it cannot be made.
         """
         self.root = root.absolute()
-        with _translated(str(self.root)):
-            self.root.mkdir(exist_ok=True)
-            (self.root / TEMPORARY).mkdir(exist_ok=True)
+        self._gate = gate
+        #: The state of the markers' directory when they were read and found right.
+        self._verified: tuple[int, ...] | None = None
+        if gate is None and make:
+            with _translated(str(self.root)):
+                try:
+                    self.root.mkdir(exist_ok=True)
+                except FileNotFoundError:
+                    raise Unavailable(
+                        f"The store {self.root} cannot be made: {self.root.parent} is not there."
+                    ) from None
+                (self.root / TEMPORARY).mkdir(exist_ok=True)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        """A descriptor of the root, which is the expected store."""
+        try:
+            root = confined.open_root(self.root)
+        except (FileNotFoundError, NotADirectoryError):
+            if self._gate is not None:
+                self._gate.admit(None)  # never lets nothing pass
+            raise
+        try:
+            self._verify(root)
+            yield root
+        finally:
+            os.close(root)
+
+    def _verify(self, root: int) -> None:
+        """Read the markers again if their directory is not as it was; raises Unavailable.
+
+        Device and inode of the root alone would not do: the next file system that is mounted may
+        have the same.
+        """
+        if self._gate is None:
+            return
+        try:
+            found = os.stat(marker.DIRECTORY, dir_fd=root, follow_symlinks=False)
+            state = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+            if state == self._verified:
+                return
+            newest = _newest_marker(root)
+        except (FileNotFoundError, NotADirectoryError):
+            newest = None
+        self._gate.admit(newest)
+        self._verified = state
 
     def put(self, key: str, chunks: Iterable[bytes], size_hint: int | None = None) -> Stat:
         parts = check_key(key).split("/")
-        if size_hint is not None:
-            free = self.capacity().free
-            if free is not None and free < size_hint:
-                raise NoSpace(f"The store has {free} bytes left; {size_hint} are needed.")
         temporary = f"{uuid.uuid4().hex}.part"
-        with _translated(key), confined.directory(self.root, [TEMPORARY]) as temporary_dir:
+        with (
+            _translated(key),
+            self._opened() as root,
+            confined.directory(root, [TEMPORARY], create=True) as temporary_dir,
+        ):
+            free = _capacity(root).free
+            if size_hint is not None and free is not None and free < size_hint:
+                raise NoSpace(f"The store has {free} bytes left; {size_hint} are needed.")
             fd = os.open(
                 temporary,
                 os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
@@ -70,27 +119,12 @@ class PosixStorage:
                     written = os.fstat(fd)
                 finally:
                     os.close(fd)  # on NFS this is where a late EIO or ENOSPC shows
-                self._link(temporary, temporary_dir, parts)
+                self._verify(root)  # the payload may have taken hours
+                _link(root, temporary, temporary_dir, parts)
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(temporary, dir_fd=temporary_dir)
         return Stat(key, written.st_size, _time(written.st_mtime))
-
-    def _link(self, temporary: str, temporary_dir: int, parts: list[str]) -> None:
-        """Give the finished file its key; a directory pruned meanwhile is made again."""
-        for _ in range(_LOST_RACE_ATTEMPTS):
-            try:
-                with confined.directory(self.root, parts[:-1], create=True) as parent:
-                    os.link(temporary, parts[-1], src_dir_fd=temporary_dir, dst_dir_fd=parent)
-                    os.fsync(parent)
-                    return
-            except FileNotFoundError:
-                continue
-            except NotADirectoryError:
-                raise InvalidKey(
-                    f"A part of the path {'/'.join(parts)!r} is a file or a link, not a directory."
-                ) from None
-        raise Unavailable(f"The directory of {'/'.join(parts)!r} keeps vanishing; try again.")
 
     def open(self, key: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         fd = self._descriptor(key)
@@ -113,21 +147,11 @@ class PosixStorage:
 
     def delete(self, key: str) -> None:
         parts = check_key(key).split("/")
-        with _translated(key):
-            with confined.directory(self.root, parts[:-1]) as parent:
+        with _translated(key), self._opened() as root:
+            with confined.directory(root, parts[:-1]) as parent:
                 os.unlink(parts[-1], dir_fd=parent)
                 os.fsync(parent)
-            self._prune(parts[:-1])
-
-    def _prune(self, parts: list[str]) -> None:
-        """Remove directories that the delete has left empty, innermost first."""
-        while parts:
-            try:
-                with confined.directory(self.root, parts[:-1]) as parent:
-                    os.rmdir(parts[-1], dir_fd=parent)
-            except OSError:
-                return  # not empty, or somebody else was faster: both are fine
-            parts = parts[:-1]
+            _prune(root, parts[:-1])
 
     def delete_many(self, keys: Iterable[str]) -> int:
         count = 0
@@ -140,38 +164,19 @@ class PosixStorage:
     def list(self, prefix: str = "", after: str = "") -> Iterator[Stat]:
         if prefix:
             check_key(prefix)
-        return self._walk(self.root / prefix, prefix, after)
+        return self._list(prefix, after)
 
-    def _walk(self, directory: Path, prefix: str, after: str) -> Iterator[Stat]:
+    def _list(self, prefix: str, after: str) -> Iterator[Stat]:
         try:
-            with os.scandir(directory) as entries:
-                found = list(entries)
+            with (
+                self._opened() as root,
+                confined.directory(root, prefix.split("/") if prefix else []) as directory,
+            ):
+                yield from _walk(directory, prefix, after)
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
             raise _translate(error, prefix) from error
-        named: list[tuple[bytes, str, os.DirEntry[str]]] = []
-        for entry in found:
-            key = f"{prefix}/{entry.name}" if prefix else entry.name
-            is_directory = entry.is_dir(follow_symlinks=False)
-            if key == TEMPORARY or not (is_directory or entry.is_file(follow_symlinks=False)):
-                continue
-            # A directory sorts as its keys do: with the slash behind its name.
-            named.append((os.fsencode(key + "/" if is_directory else key), key, entry))
-        for order, key, entry in sorted(named, key=lambda item: item[0]):
-            if order.endswith(b"/"):
-                if not after or order > os.fsencode(after) or beneath(after, key):
-                    yield from self._walk(directory / entry.name, key, after)
-            elif order > os.fsencode(after):
-                try:
-                    key.encode("utf-8")
-                    status = entry.stat(follow_symlinks=False)
-                except UnicodeEncodeError:
-                    log.warning("file name is not UTF-8, not listed", extra={"object": repr(key)})
-                except FileNotFoundError:
-                    continue  # deleted while the listing was on its way
-                else:
-                    yield Stat(key, status.st_size, _time(status.st_mtime))
 
     def strays(self, prefix: str) -> Iterator[str]:
         waiting = [str(self.root / check_key(prefix))]
@@ -192,13 +197,12 @@ class PosixStorage:
                     yield shown
 
     def capacity(self) -> Capacity:
-        with _translated(str(self.root)):
-            found = os.statvfs(self.root)
-        return Capacity(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+        with _translated(str(self.root)), self._opened() as root:
+            return _capacity(root)
 
     def ping(self) -> None:
-        with _translated(str(self.root)):
-            (self.root / TEMPORARY).stat()
+        with _translated(str(self.root)), self._opened():
+            pass
 
     def uri(self, key: str) -> str:
         return "file://" + quote(f"{self.root}/{key}")
@@ -218,7 +222,11 @@ class PosixStorage:
 
     def reap(self, older_than: datetime) -> int:
         reaped = 0
-        with _translated(TEMPORARY), confined.directory(self.root, [TEMPORARY]) as directory:
+        with (
+            _translated(TEMPORARY),
+            self._opened() as root,
+            confined.directory(root, [TEMPORARY], create=True) as directory,
+        ):
             for name in os.listdir(directory):
                 with contextlib.suppress(FileNotFoundError):
                     if _time(os.stat(name, dir_fd=directory).st_mtime) < older_than:
@@ -227,8 +235,36 @@ class PosixStorage:
         return reaped
 
     def _descriptor(self, key: str) -> int:
-        with _translated(key):
-            return confined.open_file(self.root, check_key(key).split("/"))
+        with _translated(key), self._opened() as root:
+            return confined.open_file(root, check_key(key).split("/"))
+
+
+def _link(root: int, temporary: str, temporary_dir: int, parts: list[str]) -> None:
+    """Give the finished file its key; a directory pruned meanwhile is made again."""
+    for _ in range(_LOST_RACE_ATTEMPTS):
+        try:
+            with confined.directory(root, parts[:-1], create=True) as parent:
+                os.link(temporary, parts[-1], src_dir_fd=temporary_dir, dst_dir_fd=parent)
+                os.fsync(parent)
+                return
+        except FileNotFoundError:
+            continue
+        except NotADirectoryError:
+            raise InvalidKey(
+                f"A part of the path {'/'.join(parts)!r} is a file or a link, not a directory."
+            ) from None
+    raise Unavailable(f"The directory of {'/'.join(parts)!r} keeps vanishing; try again.")
+
+
+def _prune(root: int, parts: list[str]) -> None:
+    """Remove directories that a delete has left empty, innermost first."""
+    while parts:
+        try:
+            with confined.directory(root, parts[:-1]) as parent:
+                os.rmdir(parts[-1], dir_fd=parent)
+        except OSError:
+            return  # not empty, or somebody else was faster: both are fine
+        parts = parts[:-1]
 
 
 def _write_all(fd: int, chunks: Iterable[bytes]) -> None:
@@ -236,6 +272,54 @@ def _write_all(fd: int, chunks: Iterable[bytes]) -> None:
         view = memoryview(chunk)
         while view:
             view = view[os.write(fd, view) :]
+
+
+def _walk(directory: int, prefix: str, after: str) -> Iterator[Stat]:
+    """What lies beneath a directory, all in the tree that was opened for the listing."""
+    with os.scandir(directory) as entries:
+        found = list(entries)
+    named: list[tuple[bytes, str, os.DirEntry[str]]] = []
+    for entry in found:
+        key = f"{prefix}/{entry.name}" if prefix else entry.name
+        is_directory = entry.is_dir(follow_symlinks=False)
+        if key == TEMPORARY or not (is_directory or entry.is_file(follow_symlinks=False)):
+            continue
+        # A directory sorts as its keys do: with the slash behind its name.
+        named.append((os.fsencode(key + "/" if is_directory else key), key, entry))
+    for order, key, entry in sorted(named, key=lambda item: item[0]):
+        if order.endswith(b"/"):
+            if not after or order > os.fsencode(after) or beneath(after, key):
+                with (
+                    contextlib.suppress(FileNotFoundError, NotADirectoryError),  # pruned meanwhile
+                    confined.directory(directory, [entry.name]) as inner,
+                ):
+                    yield from _walk(inner, key, after)
+        elif order > os.fsencode(after):
+            try:
+                key.encode("utf-8")
+                status = entry.stat(follow_symlinks=False)
+            except UnicodeEncodeError:
+                log.warning("file name is not UTF-8, not listed", extra={"object": repr(key)})
+            except FileNotFoundError:
+                continue  # deleted while the listing was on its way
+            else:
+                yield Stat(key, status.st_size, _time(status.st_mtime))
+
+
+def _newest_marker(root: int) -> marker.Marker | None:
+    parts = marker.DIRECTORY.split("/")
+
+    def read(name: str) -> bytes:
+        fd = confined.open_file(root, [*parts, name])
+        return b"".join(confined.read_descriptor(fd, 0, marker.MAX_BYTES, CHUNK))
+
+    with confined.directory(root, parts) as directory:
+        return marker.newest(os.listdir(directory), read)
+
+
+def _capacity(root: int) -> Capacity:
+    found = os.statvfs(root)
+    return Capacity(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
 
 
 def _time(seconds: float) -> datetime:

@@ -33,7 +33,7 @@ def live() -> Response:
     responses={"200": schemas.HealthAnswer, "503": schemas.HealthAnswer, **_PROBLEMS},
 )
 def ready() -> Response:
-    """503 while the catalog or a store does not answer."""
+    """503 while the catalog or a store does not answer or is not the expected one."""
     checks = monitoring.readiness(facility())
     failing = any(problem is not None for problem in checks.values())
     answer = schemas.HealthAnswer(status="failing" if failing else "ok", checks=checks)

@@ -27,9 +27,9 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from admin_api.errors import StorageManagerError
-from admin_api.services import housekeeping, monitoring
+from admin_api.services import housekeeping, identity, monitoring
 from admin_api.services.access import Authority, Principal
-from admin_api.services.facility import Facility, open_facility
+from admin_api.services.facility import Facility, open_catalog, open_facility
 from admin_api.settings import Settings
 from admin_api.web import logs
 
@@ -146,7 +146,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type
         super().init_process()
 
     def load_wsgi(self) -> None:
-        """Open the facility in this process (connections survive no fork); begin housekeeping."""
+        """Open the facility in this process (connections survive no fork) and watch over it."""
         _bound_heap()
         super().load_wsgi()
         facility: Facility = self.wsgi.facility
@@ -154,6 +154,12 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type
             target=housekeeping.run,
             args=(facility, threading.Event(), partial(_note, facility)),
             name="housekeeping",
+            daemon=True,
+        ).start()
+        threading.Thread(
+            target=identity.watch,
+            args=(facility.storage, threading.Event()),
+            name="store-watch",
             daemon=True,
         ).start()
 
@@ -255,7 +261,7 @@ def serve(load_settings: Callable[[], Settings]) -> None:
 
 def _check(settings: Settings) -> None:
     Authority(settings.auth)
-    open_facility(settings).catalog.close()
+    open_catalog(settings).close()
 
 
 def _bound_heap() -> None:

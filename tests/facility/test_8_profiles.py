@@ -60,10 +60,12 @@ def solo(request: pytest.FixtureRequest, facility: Facility) -> Iterator[Solo]:
     shared = inventory / "group_vars"
     if not shared.exists():
         shared.symlink_to(ROOT / "inventory/local/group_vars")
+    # A store of its own each time: the catalog is new, and a store that was another's is refused.
+    store = f"solo-{request.param}-{time.time_ns()}"
     variables = {
         "facility_profile": request.param,
-        "facility_s3_prefix": f"solo-{request.param}",
-        "facility_nfs_path": f"/srv/share/solo-{request.param}",
+        "facility_s3_prefix": store,
+        "facility_nfs_path": f"/srv/share/{store}",
         "ansible_user": "root",
         "ansible_ssh_common_args": f"-F {facility.directory}/ssh_config",
     }

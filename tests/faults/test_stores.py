@@ -190,7 +190,7 @@ def test_a_lost_answer_after_success_is_adopted_and_makes_no_duplicate(
         _, files = listing.get_product(facility, operator, done.product.id)
         assert read_bytes(facility.storage, files[0].key) == data
         stored = [stat.key for stat in facility.storage.list()]
-        assert len(stored) == 2, stored
+        assert len(stored) == 3, stored  # the product, its record, and the store's marker
         again = uploads.receive(
             facility, operator, Wish("product.bin"), iter([data]), Expected(size), None
         )
