@@ -3,5 +3,5 @@
 ``facility`` (the parts put together), ``access`` (who may), ``ingest`` and ``uploads`` (products
 come in, through ``reception``), ``sources`` and ``archives`` (where from), ``retrieval`` (out),
 ``removal`` (away), ``listing``, ``monitoring``, ``verification``, ``reconciliation``,
-``rebuilding``, ``housekeeping`` (what crashes leave behind).
+``rebuilding``, ``housekeeping`` and ``multiparts`` (what crashes leave behind).
 """

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from admin_api.catalog.database import Catalog
+from admin_api.catalog.multiparts import CatalogJournal
 from admin_api.settings import Settings
 from admin_api.storage.mounts import Mounts, open_storage
 
@@ -26,4 +28,5 @@ def open_facility(settings: Settings) -> Facility:
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     catalog = Catalog(settings.catalog)
     catalog.migrate()
-    return Facility(settings, open_storage(settings.storage), catalog)
+    journal = partial(CatalogJournal, catalog)
+    return Facility(settings, open_storage(settings.storage, journal), catalog)

@@ -19,7 +19,7 @@ from sqlalchemy import delete, select
 from admin_api.catalog.events import SYSTEM
 from admin_api.catalog.models import Idempotency, Product, State, Upload
 from admin_api.errors import StorageManagerError
-from admin_api.services import idempotency, incoming, removal
+from admin_api.services import idempotency, incoming, multiparts, removal
 from admin_api.services.facility import Facility
 from admin_api.services.reception import give_up, settle
 from admin_api.services.uploads import expire
@@ -55,7 +55,7 @@ def clean(facility: Facility) -> Cleared:
         cleared.given_up += _attempt(partial(_give_up, facility, pk), pk)
     for pk in _rows(facility, State.REMOVING, stale_commit):
         cleared.finished += _attempt(partial(removal.finish, facility, pk), pk)
-    cleared.temporary = facility.storage.reap(stale)
+    cleared.temporary = facility.storage.reap(stale) + multiparts.clear(facility)
     incoming.prepare(facility)
     cleared.incoming = incoming.expire(facility, now - timedelta(seconds=settings.incoming_seconds))
     cleared.forgotten = _forget(facility, now)

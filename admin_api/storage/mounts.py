@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import BinaryIO
 
@@ -22,23 +22,34 @@ from admin_api.settings import (
 )
 from admin_api.storage.alluxio import AlluxioStorage
 from admin_api.storage.base import Capacity, Stat, Storage
+from admin_api.storage.multipart import UploadJournal
 from admin_api.storage.posix import PosixStorage
 from admin_api.storage.s3 import S3Storage
 
 
-def open_storage(settings: StorageSettings) -> Mounts:
-    """The namespace that the settings describe."""
-    return Mounts({mount.path: _open(mount.backend) for mount in settings.mounts})
+def open_storage(
+    settings: StorageSettings, journal: Callable[[str], UploadJournal] | None = None
+) -> Mounts:
+    """The namespace that the settings describe.
+
+    ``journal`` gives the journal of multipart uploads for the path of a mount.
+    """
+    return Mounts(
+        {
+            mount.path: _open(mount.backend, journal(mount.path) if journal else None)
+            for mount in settings.mounts
+        }
+    )
 
 
-def _open(backend: Backend) -> Storage:
+def _open(backend: Backend, journal: UploadJournal | None) -> Storage:
     match backend:
         case PosixBackend():
             return PosixStorage(backend.root)
         case S3Backend():
-            return S3Storage(backend)
+            return S3Storage(backend, journal)
         case AlluxioBackend():
-            return AlluxioStorage(backend, _open(backend.understore))
+            return AlluxioStorage(backend, _open(backend.understore, journal))
 
 
 class Mounts:
@@ -142,6 +153,13 @@ class Mounts:
     def link(self, key: str, seconds: int, file_name: str) -> str | None:
         _, store, inner = self._resolve(key)
         return store.link(inner, seconds, file_name)
+
+    def bucket(self, mount: str) -> S3Storage | None:
+        """The bucket at ``mount``, beneath a cache or not; None if none is mounted there."""
+        store = self.stores.get(mount)
+        if isinstance(store, AlluxioStorage):
+            store = store.understore
+        return store if isinstance(store, S3Storage) else None
 
     def cached_mounts(self) -> dict[str, AlluxioStorage]:
         """The mounts that have an Alluxio cluster in front of them, by path."""
