@@ -168,12 +168,16 @@ class FileClaim(Base):
 
 
 class Multipart(Base):
-    """A multipart upload that we began at a bucket and have not seen ended."""
+    """A multipart upload that we began at a bucket and have not seen ended.
+
+    Announced before the service gives it an id, so that none can be lost between the two: the
+    ticket is ours, and the key says which uploads the service lists are meant.
+    """
 
     __tablename__ = "multipart"
 
     mount: Mapped[str] = mapped_column(ByteText, primary_key=True)
-    upload_id: Mapped[str] = mapped_column(ByteText, primary_key=True)
+    ticket: Mapped[str] = mapped_column(ByteText, primary_key=True)
     #: In the namespace, the mount's path included.
     key: Mapped[str] = mapped_column(ByteText)
     begun_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)

@@ -52,8 +52,8 @@ def probe(client: Client) -> None:
     """Check whether the stores keep their promises, in sentences."""
     for line in client.lines("POST", "/v1/maintenance/probe"):
         if line["type"] == "check":
-            mark = "ok    " if line["passed"] else "FAILED"
-            text = f"{mark}  {line['mount']}  {line['name']}: {line['sentence']}"
+            mark = {"ok": "ok", "warning": "warn"}.get(line["severity"], "FAILED")
+            text = f"{mark:6}  {line['mount']}  {line['name']}: {line['sentence']}"
             emit(client.as_json, line, text)
         elif line["failed"]:
             raise Failure(f"{line['failed']} promises are not kept.", EXIT_FAILED)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from admin_api.catalog.database import Catalog
+from admin_api.catalog.multiparts import CatalogJournal
 from admin_api.services import identity
 from admin_api.services.heartbeat import Heartbeat
 from admin_api.services.reserve import Reserve
@@ -44,7 +45,9 @@ def open_facility(settings: Settings) -> Facility:
     facility is there all the same.  Raises CatalogUnavailable.
     """
     catalog = open_catalog(settings)
-    storage = open_storage(settings.storage, partial(identity.look, catalog))
+    storage = open_storage(
+        settings.storage, partial(identity.look, catalog), partial(CatalogJournal, catalog)
+    )
     identity.look_at_all(storage, _FIRST_LOOK_SECONDS)
     return Facility(
         settings,

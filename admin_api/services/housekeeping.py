@@ -21,7 +21,7 @@ from admin_api.catalog import clock, entries
 from admin_api.catalog.entries import ProductEntry
 from admin_api.catalog.models import Product, State, Upload
 from admin_api.errors import StorageManagerError
-from admin_api.services import idempotency, incoming, lifecycle, uploads
+from admin_api.services import idempotency, incoming, lifecycle, multiparts, uploads
 from admin_api.services.facility import Facility
 from admin_api.services.lifecycle import finish, settle
 
@@ -65,7 +65,7 @@ def clean(facility: Facility) -> Cleared:
         cleared.finished += _attempt(partial(finish, facility, product.pk), product)
     for product in _unrecorded(facility, stale_commit):
         cleared.recorded += _attempt(partial(lifecycle.record_kept, facility, product), product)
-    cleared.temporary = facility.storage.reap(stale)
+    cleared.temporary = facility.storage.reap(stale) + multiparts.clear(facility, stale)
     incoming.prepare(facility)
     cleared.incoming = incoming.expire(facility, now - timedelta(seconds=settings.incoming_seconds))
     failed_before = now - timedelta(seconds=settings.failed_seconds)

@@ -31,7 +31,7 @@ from admin_api.errors import (
 )
 from admin_api.keys import check_key, join
 from admin_api.products.digests import Digester
-from admin_api.services import lifecycle, reception
+from admin_api.services import lifecycle, multiparts, reception
 from admin_api.services.access import Principal
 from admin_api.services.contents import Contents
 from admin_api.services.facility import Facility
@@ -168,6 +168,7 @@ def _claim(
     except IntegrityError:
         raise InProgress(f"Another request is sending {path!r} right now.") from None
     if taken_over is not None:
+        multiparts.abort_for(facility, key)
         with contextlib.suppress(NotFound):
             facility.storage.delete(key)
     return None

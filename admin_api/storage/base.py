@@ -103,7 +103,7 @@ class Storage(Protocol):
         ...
 
     def reap(self, older_than: datetime) -> int:
-        """Remove temporary objects and multipart uploads begun before; returns how many."""
+        """Remove temporary objects begun before; returns how many."""
         ...
 
 

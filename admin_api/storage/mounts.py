@@ -26,15 +26,20 @@ from admin_api.settings import (
 from admin_api.storage.alluxio import AlluxioStorage
 from admin_api.storage.base import Capacity, Stat, Storage
 from admin_api.storage.marker import Expected, Gate
+from admin_api.storage.multipart import UploadJournal
 from admin_api.storage.posix import PosixStorage
 from admin_api.storage.s3 import S3Storage
 
 
-def open_storage(settings: StorageSettings, look: Callable[[Mounts, str], Expected]) -> Mounts:
+def open_storage(
+    settings: StorageSettings,
+    look: Callable[[Mounts, str], Expected],
+    journal: Callable[[str], UploadJournal],
+) -> Mounts:
     """The namespace that the settings describe, every gate closed until its first look.
 
     ``look`` says of a mount's path what is expected there; it raises WrongStore if that is not
-    what is there.
+    what is there.  ``journal`` gives the journal of multipart uploads for a mount's path.
     """
     gates: dict[str, Gate] = {}
     stores: dict[str, Storage] = {}
@@ -46,19 +51,19 @@ def open_storage(settings: StorageSettings, look: Callable[[Mounts, str], Expect
     for mount in settings.mounts:
         where = f"mount /{mount.path} ({_place(mount.backend)})"
         gates[mount.path] = Gate(where, partial(look_at, mount.path))
-        stores[mount.path] = _open(mount.backend, gates[mount.path])
+        stores[mount.path] = _open(mount.backend, gates[mount.path], journal(mount.path))
     mounts = Mounts(stores, gates)
     return mounts
 
 
-def _open(backend: Backend, gate: Gate) -> Storage:
+def _open(backend: Backend, gate: Gate, journal: UploadJournal) -> Storage:
     match backend:
         case PosixBackend():
             return PosixStorage(backend.root, gate)
         case S3Backend():
-            return S3Storage(backend)
+            return S3Storage(backend, journal)
         case AlluxioBackend():
-            return AlluxioStorage(backend, _open(backend.understore, gate))
+            return AlluxioStorage(backend, _open(backend.understore, gate, journal))
 
 
 def _place(backend: Backend) -> str:
@@ -243,6 +248,13 @@ class Mounts:
     def link(self, key: str, seconds: int, file_name: str) -> str | None:
         _, store, inner = self._admitted(key)
         return store.link(inner, seconds, file_name)
+
+    def bucket(self, mount: str) -> S3Storage | None:
+        """The bucket at ``mount``, beneath a cache or not; None if none is mounted there."""
+        store = self.stores.get(mount)
+        if isinstance(store, AlluxioStorage):
+            store = store.understore
+        return store if isinstance(store, S3Storage) else None
 
     def cached_mounts(self) -> dict[str, AlluxioStorage]:
         """The mounts that have an Alluxio cluster in front of them, by path."""

@@ -9,20 +9,28 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+import threading
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 from admin_api.errors import AlreadyExists, NotFound, StorageManagerError
 from admin_api.keys import join
+from admin_api.storage.alluxio import AlluxioStorage
 from admin_api.storage.base import CHUNK, Storage, put_bytes, read_bytes
+from admin_api.storage.mounts import Mounts
+from admin_api.storage.multipart import Means
+from admin_api.storage.s3 import S3Storage
 
 #: More than two pages of an S3 listing.
 LISTED_KEYS = 2500
 #: More than two parts of a multipart upload at the default part size.
 LARGE_BYTES = 20 * CHUNK + 12_345
+#: So many writers of one key at once.
+RACERS = 8
 
 ODD_NAMES = (
     "with space",
@@ -42,13 +50,18 @@ class BrokenPromise(Exception):
     """What the store did instead of what it promises; becomes the sentence of the check."""
 
 
+class Reservation(Exception):
+    """What the store does not do and the storage manager makes up for, with what follows."""
+
+
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one check."""
+    """The outcome of one check; a store with a ``failed`` one must not be used."""
 
     name: str
     passed: bool
     sentence: str
+    severity: Literal["ok", "warning", "failed"]
 
 
 def probe(storage: Storage) -> Iterator[Check]:
@@ -59,6 +72,9 @@ def probe(storage: Storage) -> Iterator[Check]:
         ("small object", _small),
         ("empty object", _empty),
         ("create only", _create_only),
+        ("create only, at once", _create_at_once),
+        ("integrity", _integrity),
+        ("conditional completion", _conditional_completion),
         ("multipart", _large),
         ("ranges", _ranges),
         ("odd names", _odd_names),
@@ -70,11 +86,13 @@ def probe(storage: Storage) -> Iterator[Check]:
     try:
         for name, check in checks:
             try:
-                yield Check(name, True, check(storage, base))
+                yield Check(name, True, check(storage, base), "ok")
+            except Reservation as error:
+                yield Check(name, True, str(error), "warning")
             except BrokenPromise as error:
-                yield Check(name, False, str(error))
+                yield Check(name, False, str(error), "failed")
             except StorageManagerError as error:
-                yield Check(name, False, error.detail)
+                yield Check(name, False, error.detail, "failed")
     finally:
         storage.delete_many([stat.key for stat in storage.list(base)])
 
@@ -111,6 +129,88 @@ def _create_only(storage: Storage, base: str) -> str:
         "The store overwrites an object although it was asked to create only (it ignores "
         "If-None-Match). Products stay safe as long as one catalog rules over the bucket."
     )
+
+
+def _create_at_once(storage: Storage, base: str) -> str:
+    key, start = f"{base}/at-once", threading.Barrier(RACERS)
+
+    def race(number: int) -> bytes | None:
+        data = b"%d" % number * 1000
+        start.wait()
+        try:
+            put_bytes(storage, key, data)
+        except AlreadyExists:
+            return None
+        return data
+
+    with ThreadPoolExecutor(RACERS) as pool:
+        winners = [data for data in pool.map(race, range(RACERS)) if data is not None]
+    if len(winners) > 1:
+        raise Reservation(
+            f"Of {RACERS} writes of one new key at once the store let {len(winners)} succeed: it "
+            "looks before it writes and does not hold the key meanwhile. The catalog keeps our own "
+            "writers apart; nothing else may write into this store, nor a second catalog."
+        )
+    if not winners:
+        raise BrokenPromise(f"Of {RACERS} writes of one new key at once none succeeded.")
+    _expect(winners[0], read_bytes(storage, key), "an object that several wrote at once")
+    return f"Of {RACERS} writes of one key at once exactly one succeeds, and its bytes stay."
+
+
+def _integrity(storage: Storage, base: str) -> str:
+    means = _means(storage, f"{base}/integrity", 1)
+    if means is None:
+        return "The store is a directory: nothing between here and there alters bytes unnoticed."
+    compared = " and ".join(
+        name
+        for name, is_compared in (
+            ("Content-MD5", means.compares_md5),
+            ("x-amz-checksum-sha256", means.compares_sha256),
+        )
+        if is_compared
+    )
+    if compared:
+        return f"The service compares what arrives with {compared} and refuses altered bytes."
+    if means.etags_are_md5:
+        return (
+            "The service ignores Content-MD5 and x-amz-checksum-sha256; its ETags are the MD5 of "
+            "what arrived and are compared here."
+        )
+    raise Reservation(
+        "The service ignores Content-MD5 and x-amz-checksum-sha256, and its ETags are no MD5: "
+        "every object is read back before it is acknowledged, which doubles the traffic."
+    )
+
+
+def _conditional_completion(storage: Storage, base: str) -> str:
+    means = _means(storage, f"{base}/completion", RACERS)
+    if means is None:
+        return "The store has no uploads in parts: a file appears under its key in one step."
+    consequence = (
+        "A look at the key before completing, the journal of uploads and the catalog keep our own "
+        "writers apart; nothing else may write into this bucket, nor a second catalog."
+    )
+    if not means.knows_condition:
+        raise Reservation(
+            "The service completes an upload in parts over an object that is there, although it "
+            f"was asked to create only. {consequence}"
+        )
+    if means.winners != 1:
+        raise Reservation(
+            f"Of {means.racers} uploads in parts that were completed at once {means.winners} "
+            "succeeded: the service looks at the condition and does not hold it meanwhile. "
+            f"{consequence}"
+        )
+    return "An upload in parts is completed only where no object stands, at once as well."
+
+
+def _means(storage: Storage, key: str, racers: int) -> Means | None:
+    if isinstance(storage, Mounts):
+        mount = storage.mount_of(key)
+        storage, key = storage.stores[mount], key[len(mount) + 1 :] if mount else key
+    if isinstance(storage, AlluxioStorage):
+        storage = storage.understore
+    return storage.means(key, racers) if isinstance(storage, S3Storage) else None
 
 
 def _large(storage: Storage, base: str) -> str:
@@ -170,10 +270,11 @@ def _listing(storage: Storage, base: str) -> str:
             f"A listing of {LISTED_KEYS} keys gave {len(found)}"
             + (" in another order." if sorted(found) == keys else ".")
         )
-    rest = [stat.key for stat in storage.list(f"{base}/list", after=keys[1200])]
-    if rest != keys[1201:]:
+    middle = LISTED_KEYS // 2
+    rest = [stat.key for stat in storage.list(f"{base}/list", after=keys[middle])]
+    if rest != keys[middle + 1 :]:
         raise BrokenPromise(
-            f"A listing after a key gave {len(rest)} keys; {LISTED_KEYS - 1201} are right."
+            f"A listing after a key gave {len(rest)} keys; {LISTED_KEYS - middle - 1} are right."
         )
     return f"{LISTED_KEYS} keys are listed, in order, and from the middle on."
 

@@ -1,31 +1,32 @@
-"""A bucket as store: obstore moves the payload, boto3 does what is rare.
+"""A bucket as store: obstore moves small objects and reads, boto3 does parts and what is rare.
 
-Small objects are put with ``If-None-Match: *``.  Objects of more than one part cannot be (the
-engine has no condition on completing an upload): there the key is looked up first, and the
-catalog, which gives every attempt keys of its own, keeps two writers apart.  Called through the
-mount table and, for reading, by ``s3:`` sources.
+Objects of one part are put with ``If-None-Match: *`` and their SHA-256, which services that know it
+compare; the ETag that comes back is compared here, and where it is no MD5 the object is read back.
+Objects of several parts: ``multipart``.  Called through the mount table and, for reading, by
+``s3:`` sources.
 """
 
 from __future__ import annotations
 
 import configparser
 import contextlib
-import contextvars
 import hashlib
 import itertools
-import queue
+import logging
+import math
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote, unquote, urlsplit
 
 import obstore
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
+    InvalidPathError,
     PermissionDeniedError,
     UnauthenticatedError,
 )
@@ -35,6 +36,7 @@ from admin_api.errors import (
     AlreadyExists,
     ConfigurationError,
     Denied,
+    InvalidKey,
     NoSpace,
     NotFound,
     ReadbackMismatch,
@@ -44,15 +46,29 @@ from admin_api.errors import (
 from admin_api.keys import check_key, join
 from admin_api.settings import S3Backend
 from admin_api.storage.base import CHUNK, Capacity, Stat
+from admin_api.storage.multipart import (
+    ALTERED,
+    MAX_PARTS,
+    Completions,
+    Means,
+    MultipartUpload,
+    NoJournal,
+    UploadJournal,
+    Where,
+    abort_unfinished,
+    find_means,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-#: S3 allows so many parts per object; part sizes grow with the file so that they suffice.
-MAX_PARTS = 10_000
+log = logging.getLogger(__name__)
+
 _READ = 4 * CHUNK
 _CREDENTIALS_LIFE = timedelta(seconds=60)
-_MD5_ETAG = re.compile(r'^"?([0-9a-f]{32})"?$')
+#: Keys in a page of a listing: as many as S3 gives at once.
+_LISTED = 1000
+_CONNECTIONS = 64
 _NO_SPACE = re.compile(
     r"QuotaExceeded|InsufficientStorage|no space left|no free volumes|no writable volumes|"
     r"volumes? (?:is|are) full|not enough (?:space|volume)|507 ",
@@ -64,9 +80,15 @@ _DENIED = re.compile(r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|403
 class S3Storage:
     """The ``Storage`` protocol over a bucket."""
 
-    def __init__(self, settings: S3Backend) -> None:
-        """Connect lazily: a service that is down shows in ``ping`` and not here."""
+    def __init__(self, settings: S3Backend, uploads: UploadJournal | None = None) -> None:
+        """Connect lazily: a service that is down shows in ``ping`` and not here.
+
+        ``uploads`` remembers the multipart uploads that are under way.
+        """
         self._settings = settings
+        self._uploads = uploads or NoJournal()
+        self._completions = Completions()
+        self._clients_lock = threading.Lock()
         options: dict[str, Any] = {}
         if settings.credentials_file:
             options["credential_provider"] = self._credentials
@@ -78,6 +100,7 @@ class S3Storage:
             region=settings.region,
             virtual_hosted_style_request=not settings.path_style,
             unsigned_payload=not settings.signed_payload,
+            checksum_algorithm="SHA256",
             client_options={
                 "allow_http": True,
                 "timeout": timedelta(seconds=settings.timeout),
@@ -94,35 +117,18 @@ class S3Storage:
         check_key(key)
         pieces = iter(chunks)
         head = _take(pieces, self._settings.part_size + 1)
-        if len(head) <= self._settings.part_size:
-            return self._put_small(key, head)
+        if sum(map(len, head)) <= self._settings.part_size:
+            return self._put_small(key, b"".join(head))
         with contextlib.suppress(NotFound):
             self.stat(key)
             raise AlreadyExists(f"The key {key!r} is written already.")
         part_size = self._settings.part_size
         if size_hint:
             part_size = max(part_size, -(-size_hint // (MAX_PARTS - 1)))
-        counted = _Counter(itertools.chain([head], pieces))
-        del head
-        with _translated(key), _Ahead(counted) as ahead:
-            result = obstore.put(
-                self._store,
-                key,
-                iter(ahead),
-                use_multipart=True,
-                chunk_size=part_size,
-                max_concurrency=self._settings.concurrency,
-            )
-        stat = self.stat(key)
-        if stat.size != counted.size:
-            # Not ours to keep: the service answered 200 and stored something else.
-            with contextlib.suppress(StorageManagerError):
-                self.delete(key)
-            raise ReadbackMismatch(
-                f"The S3 service says that {key!r} has {stat.size} bytes; {counted.size} were "
-                "sent. Run `storage-manager probe`."
-            )
-        return Stat(key, stat.size, stat.modified, result.get("e_tag"))
+        upload = MultipartUpload(
+            self, self._admin, self._where(key), key, self._settings.concurrency
+        )
+        return upload.put(_emptied(head, pieces), part_size, self._uploads, self._completions)
 
     def _put_small(self, key: str, data: bytes) -> Stat:
         digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -135,8 +141,9 @@ class S3Storage:
             if not self._holds(key, data, digest):
                 raise
             etag = None
-        found = _MD5_ETAG.match(etag or "")
-        if found and found.group(1) != digest and not self._reads_back(key, data):
+        if not _is_md5(etag, digest) and not self._reads_back(key, data):
+            if etag and self.stat(key).etag != etag:  # not ours to delete
+                raise AlreadyExists(f"Another writer has overwritten {key!r} meanwhile.")
             with contextlib.suppress(StorageManagerError):
                 self.delete(key)
             raise ReadbackMismatch(
@@ -149,9 +156,8 @@ class S3Storage:
         """Whether the object holds exactly ``data``."""
         try:
             stat = self.stat(key)
-            found = _MD5_ETAG.match(stat.etag or "")
             return stat.size == len(data) and (
-                (found is not None and found.group(1) == digest) or self._reads_back(key, data)
+                _is_md5(stat.etag, digest) or self._reads_back(key, data)
             )
         except StorageManagerError:
             return False
@@ -203,15 +209,86 @@ class S3Storage:
         return count
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[Stat]:
+        """Objects with keys of the grammar; the others are counted in the log.
+
+        Objects that S3 browsers make for directories (``a/`` of 0 bytes) are nobody's files and
+        passed over in silence.
+        """
         if prefix:
             check_key(prefix)
-        return self._list(prefix, after)
+        return self._list_usable(prefix, after)
 
-    def _list(self, prefix: str, after: str) -> Iterator[Stat]:
+    def _list_usable(self, prefix: str, after: str) -> Iterator[Stat]:
+        strange, first = 0, ""
+        for stat in self._walk(prefix, after):
+            if _is_usable(stat.key):
+                yield stat
+            elif not _is_marker(stat):
+                strange, first = strange + 1, first or stat.key
+        if strange:
+            log.warning(
+                "objects whose keys cannot be ours are passed over",
+                extra={"bucket": self._settings.bucket, "objects": strange, "first": first},
+            )
+
+    def strange(self, prefix: str = "") -> Iterator[Stat]:
+        """The objects that ``list`` passes over: their keys break the grammar."""
+        for stat in self._walk(prefix, ""):
+            if not _is_usable(stat.key) and not _is_marker(stat):
+                yield stat
+
+    def _walk(self, prefix: str, after: str) -> Iterator[Stat]:
+        """Every object, with its very key.
+
+        The engine lists quickly, but fails at keys with empty parts or dots, and shows ``a/`` as
+        ``a``; pages where that can be are read again by boto3 (at 17 times the CPU).
+        """
+        while True:
+            try:
+                for page in self._pages(prefix, after):
+                    if not all(stat.size and _is_usable(stat.key) for stat in page):
+                        break
+                    yield from page
+                    after = page[-1].key
+                else:
+                    return
+            except InvalidPathError:
+                pass
+            is_last = False
+            while not is_last:
+                page, is_last = self._exact_page(prefix, after)
+                yield from page
+                after = page[-1].key if page else after
+                if _is_usable(after):  # the engine can go on from there
+                    break
+            if is_last:
+                return
+
+    def _pages(self, prefix: str, after: str) -> Iterator[Sequence[Stat]]:
         with _translated(prefix):
-            for page in obstore.list(self._store, prefix or None, offset=after or None):
-                for meta in page:
-                    yield Stat(meta["path"], meta["size"], meta["last_modified"], meta["e_tag"])
+            pages = obstore.list(
+                self._store, prefix or None, offset=after or None, chunk_size=_LISTED
+            )
+            for page in pages:
+                if page:
+                    yield [
+                        Stat(meta["path"], meta["size"], meta["last_modified"], meta["e_tag"])
+                        for meta in page
+                    ]
+
+    def _exact_page(self, prefix: str, after: str) -> tuple[Sequence[Stat], bool]:
+        base = f"{self._settings.prefix}/" if self._settings.prefix else ""
+        with _translated_boto(self._settings.bucket):
+            answer = self._admin.list_objects_v2(
+                Bucket=self._settings.bucket,
+                Prefix=f"{base}{prefix}/" if prefix else base,
+                StartAfter=base + after if after else "",
+                MaxKeys=_LISTED,
+            )
+        return [
+            Stat(item["Key"][len(base) :], item["Size"], item["LastModified"], item["ETag"])
+            for item in answer.get("Contents", [])
+        ], not answer["IsTruncated"]
 
     def strays(self, prefix: str) -> Iterator[str]:
         return iter(())
@@ -253,21 +330,35 @@ class S3Storage:
         )
 
     def reap(self, older_than: datetime) -> int:
-        reaped = 0
-        with _translated_boto(self._settings.bucket):
-            pages = self._admin.get_paginator("list_multipart_uploads").paginate(
-                Bucket=self._settings.bucket, Prefix=self._settings.prefix
-            )
-            for page in pages:
-                for upload in page.get("Uploads", []):
-                    if upload["Initiated"].astimezone(UTC) < older_than:
-                        self._admin.abort_multipart_upload(
-                            Bucket=self._settings.bucket,
-                            Key=upload["Key"],
-                            UploadId=upload["UploadId"],
-                        )
-                        reaped += 1
-        return reaped
+        """Nothing: uploads of others cannot be told from ours by their age.
+
+        Those of ours that a crash has left are in the journal; see ``abort``.
+        """
+        return 0
+
+    def abort(self, key: str) -> int:
+        """Abort the unfinished multipart uploads of exactly ``key``; returns how many.
+
+        An upload that has been aborted can never be completed any more.
+        """
+        with _translated_boto(key):
+            return abort_unfinished(self._admin, self._where(check_key(key)))
+
+    def means(self, key: str, racers: int) -> Means:
+        """What the service does for objects of several parts; tried under ``key`` by the probe."""
+        ticket = self._uploads.begun(check_key(key))
+        with _translated_boto(key):
+            means = find_means(self._admin, self._where(key), racers)
+        self._uploads.ended(ticket)
+        return means
+
+    def failure(self, error: Exception, key: str) -> StorageManagerError:
+        """What an error of the client means."""
+        log.warning("the S3 service failed", extra={"key": key, "problem": str(error)})
+        return _translate_text(str(error), key)
+
+    def _where(self, key: str) -> Where:
+        return {"Bucket": self._settings.bucket, "Key": join(self._settings.prefix, key)}
 
     @property
     def client(self) -> S3Client:
@@ -284,11 +375,12 @@ class S3Storage:
     def _make_client(self, endpoint: str | None) -> S3Client:
         """The boto3 client for ``endpoint``, made anew only when the credentials change."""
         credentials = self._read_credentials() if self._settings.credentials_file else None
-        known = self._clients.get(endpoint)
-        if known is None or known[0] != credentials:
-            known = (credentials, self._new_client(endpoint, credentials))
-            self._clients[endpoint] = known
-        return known[1]
+        with self._clients_lock:
+            known = self._clients.get(endpoint)
+            if known is None or known[0] != credentials:
+                known = (credentials, self._new_client(endpoint, credentials))
+                self._clients[endpoint] = known
+            return known[1]
 
     @cached_property
     def _clients(self) -> dict[str | None, tuple[dict[str, str] | None, S3Client]]:
@@ -311,14 +403,18 @@ class S3Storage:
             endpoint_url=endpoint,
             region_name=self._settings.region,
             config=Config(
-                s3={"addressing_style": "path" if self._settings.path_style else "virtual"},
+                s3={
+                    "addressing_style": "path" if self._settings.path_style else "virtual",
+                    "payload_signing_enabled": self._settings.signed_payload,
+                },
+                max_pool_connections=_CONNECTIONS,
                 signature_version="s3v4",
                 # Many S3 services do not know the trailing checksums that are the default.
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
                 connect_timeout=min(self._settings.timeout, 10),
                 read_timeout=self._settings.timeout,
-                retries={"max_attempts": 3, "mode": "standard"},
+                retries={"total_max_attempts": _attempts(self._settings), "mode": "standard"},
             ),
             **options,
         )
@@ -353,73 +449,43 @@ class S3Storage:
         return {**self._read_credentials(), "expires_at": datetime.now(UTC) + _CREDENTIALS_LIFE}
 
 
-class _Ahead:
-    """Chunks taken from their source in a thread of its own.
-
-    The engine asks for chunks from within its runtime, where nothing may call the engine again; a
-    source that is a bucket does.
-    """
-
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self._chunks = chunks
-        self._queue: queue.Queue[bytes | BaseException | None] = queue.Queue(maxsize=1)
-        self._stop = threading.Event()
-        run = contextvars.copy_context().run
-        self._thread = threading.Thread(target=run, args=(self._fill,), name="source", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Whoever owns the source has it back then: the thread has let go of it."""
-        self._stop.set()
-        self._thread.join()
-
-    def __iter__(self) -> Iterator[bytes]:
-        while (item := self._queue.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    def _fill(self) -> None:
-        try:
-            for chunk in self._chunks:
-                if not self._offer(chunk):
-                    return
-            self._offer(None)
-        except BaseException as error:  # noqa: BLE001 - raised again where the chunks are used
-            self._offer(error)
-
-    def _offer(self, item: bytes | BaseException | None) -> bool:
-        while not self._stop.is_set():
-            with contextlib.suppress(queue.Full):
-                self._queue.put(item, timeout=0.1)
-                return True
-        return False
+def _attempts(settings: S3Backend) -> int:
+    """How often a request is sent: pauses of 1, 2, 4... s at most fill ``retry_seconds``."""
+    return 1 + int(math.log2(settings.retry_seconds + 1))
 
 
-class _Counter:
-    """Passes chunks on and counts their bytes."""
-
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self._chunks = chunks
-        self.size = 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        for chunk in self._chunks:
-            self.size += len(chunk)
-            yield chunk
-
-
-def _take(chunks: Iterator[bytes], size: int) -> bytes:
-    """At least ``size`` bytes from ``chunks``, or all there are."""
+def _take(chunks: Iterator[bytes], size: int) -> list[bytes]:
+    """Chunks of at least ``size`` bytes together, or all there are."""
     taken: list[bytes] = []
     count = 0
     while count < size and (chunk := next(chunks, None)) is not None:
         taken.append(chunk)
         count += len(chunk)
-    return b"".join(taken)
+    return taken
+
+
+def _emptied(head: list[bytes], rest: Iterator[bytes]) -> Iterator[bytes]:
+    """``head``, which is let go piece by piece, and ``rest``."""
+    head.reverse()
+    while head:
+        yield head.pop()
+    yield from rest
+
+
+def _is_md5(etag: str | None, digest: str) -> bool:
+    return (etag or "").strip('"') == digest
+
+
+def _is_usable(key: str) -> bool:
+    try:
+        check_key(key)
+    except InvalidKey:
+        return False
+    return True
+
+
+def _is_marker(stat: Stat) -> bool:
+    return stat.size == 0 and (not stat.key or stat.key.endswith("/"))
 
 
 @contextlib.contextmanager
@@ -432,6 +498,8 @@ def _translated(key: str) -> Iterator[None]:
         raise AlreadyExists(f"The key {key!r} is written already.") from error
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise Denied(f"The S3 service does not permit this on {key!r}.") from error
+    except InvalidPathError:
+        raise
     except (BaseError, OSError) as error:
         raise _translate_text(str(error), key) from error
 
@@ -450,6 +518,10 @@ def _translate_text(text: str, key: str) -> StorageManagerError:
     """What the services say only in words (their XML is in the engine's message)."""
     if _NO_SPACE.search(text):
         return NoSpace(f"The S3 service is full (while working on {key!r}).")
+    if ALTERED.search(text):
+        return ReadbackMismatch(
+            f"The bytes of {key!r} were altered on their way to the S3 service, which refused them."
+        )
     if _DENIED.search(text):
         return Denied(f"The S3 service does not permit this on {key!r}.")
     return Unavailable(f"The S3 service failed on {key!r}; the log has its answer.")

@@ -307,7 +307,10 @@ def test_verify_probe_status_events_and_reconcile(service: Service, tmp_path: Pa
     path = make_s5p(tmp_path, seed=86)
     service.cli("ingest", str(path))
     assert "1 checked, 0 failed" in service.cli("verify", path.name).stdout
-    assert service.cli("probe").stdout.count("ok  ") == 11
+    # Some services check the condition on completing an upload and do not hold it: a warning.
+    told = service.cli("probe").stdout
+    assert told.count("ok  ") + told.count("warn  ") == 14
+    assert told.count("ok  ") >= 13
     assert "S5P" in service.cli("status").stdout
     assert path.name in service.cli("events").stdout
     assert "follow from each other" in service.cli("events", "--verify").stdout

@@ -38,6 +38,7 @@ from admin_api.services.facility import Facility, open_facility
 from admin_api.services.ingest import Order, ingest
 from admin_api.services.wishes import Expected, Level, Policy, Wish
 from admin_api.settings import Settings
+from admin_api.storage.multipart import MultipartUpload
 from admin_api.storage.s3 import S3Storage
 from tests.generator import make_s1, make_s5p, write_random
 
@@ -76,6 +77,8 @@ class Steps:
             module.os = own
         for name in ("put", "delete"):
             setattr(obstore, name, self.before(getattr(obstore, name)))
+        for name in ("_create", "_send_part", "_ask_to_complete", "_abort"):
+            setattr(MultipartUpload, name, self.before(getattr(MultipartUpload, name)))
         Digester.update = self.before(Digester.update)
         writing = Catalog.writing
 

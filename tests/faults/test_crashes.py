@@ -70,7 +70,7 @@ def test_a_service_killed_during_an_upload_shows_nothing_and_takes_it_again(
     backend = request.getfixturevalue("s3_server").backend() if kind == "s3" else None
     service = make_service(
         backend,
-        housekeeping={"interval_seconds": 0.3, "grace_seconds": 1.0, "commit_grace_seconds": 1.0},
+        housekeeping={"interval_seconds": 0.3, "grace_seconds": 5.0, "commit_grace_seconds": 1.0},
     )
     service.start()
     data = os.urandom(megabytes << 20)
@@ -106,20 +106,20 @@ def test_a_service_killed_during_an_upload_shows_nothing_and_takes_it_again(
         answer = service.request("PUT", "/v1/uploads/killed.bin", data, headers=headers)
         return answer.status == 201
 
-    wait_until(again, 20, "the retry")
+    wait_until(again, 60, "the retry")
     wait_until(
-        lambda: "0 findings" in service.cli("reconcile", check=False).stdout, 20, "no leftovers"
+        lambda: "0 findings" in service.cli("reconcile", check=False).stdout, 60, "no leftovers"
     )
     if kind == "s3":
         client = request.getfixturevalue("s3_server").client()
         wait_until(
             lambda: not client.list_multipart_uploads(Bucket=backend["bucket"]).get("Uploads"),
-            20,
+            60,
             "the end of every multipart upload",
         )
     else:
         temporary = service.directory / "store/.tmp"
-        wait_until(lambda: not list(temporary.iterdir()), 20, "the end of every temporary file")
+        wait_until(lambda: not list(temporary.iterdir()), 60, "the end of every temporary file")
 
 
 @pytest.mark.parametrize("kind", ["posix", "s3"])

@@ -39,10 +39,10 @@ def upgrade() -> None:
     op.create_table(
         "multipart",
         sa.Column("mount", ByteText, nullable=False),
-        sa.Column("upload_id", ByteText, nullable=False),
+        sa.Column("ticket", ByteText, nullable=False),
         sa.Column("key", ByteText, nullable=False),
         sa.Column("begun_at", UtcDateTime(), nullable=False),
-        sa.PrimaryKeyConstraint("mount", "upload_id"),
+        sa.PrimaryKeyConstraint("mount", "ticket"),
     )
     op.create_index("ix_multipart_begun_at", "multipart", ["begun_at"], unique=False)
     identity = op.create_table(
