@@ -9,7 +9,7 @@ rest is told and passed over.  Called by ``storage-manager rebuild``, with the s
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -74,8 +74,11 @@ def rebuild(facility: Facility) -> Iterator[Rebuilt | Unreadable]:
         while batch := list(islice(found, _BATCH)):
             problems: list[Unreadable] = []
             with facility.catalog.writing() as session:
+                rows = _rows(session, [history.name for history in batch])
                 for history in batch:
-                    settled = _Name(facility, session, histories, history).settle()
+                    settled = _Name(
+                        facility, session, histories, history, rows.get(history.name, ())
+                    ).settle()
                     applied += settled.applied
                     if settled.has_clashed:
                         waiting.append(history.name)
@@ -85,7 +88,10 @@ def rebuild(facility: Facility) -> Iterator[Rebuilt | Unreadable]:
             yield Rebuilt(statements, applied)
         for name in waiting:
             with facility.catalog.writing() as session:
-                settled = _Name(facility, session, histories, histories.of(name)).settle()
+                rows = _rows(session, [name])
+                settled = _Name(
+                    facility, session, histories, histories.of(name), rows.get(name, ())
+                ).settle()
             applied += settled.applied
             yield from settled.problems
     if applied:
@@ -95,18 +101,28 @@ def rebuild(facility: Facility) -> Iterator[Rebuilt | Unreadable]:
     yield Rebuilt(statements, applied)
 
 
+def _rows(session: Session, names: Sequence[str]) -> dict[str, list[Product]]:
+    """The rows of several names."""
+    found: dict[str, list[Product]] = {}
+    for row in session.scalars(select(Product).where(Product.name.in_(names))):
+        found.setdefault(row.name, []).append(row)
+    return found
+
+
 class _Name:
     """The rows of one name on their way to what its records say."""
 
     def __init__(
-        self, facility: Facility, session: Session, histories: Histories, history: History
+        self,
+        facility: Facility,
+        session: Session,
+        histories: Histories,
+        history: History,
+        rows: Iterable[Product],
     ) -> None:
         self._storage = facility.storage
         self._session, self._histories, self._history = session, histories, history
-        self._rows = {
-            row.generation: row
-            for row in session.scalars(select(Product).where(Product.name == history.name))
-        }
+        self._rows = {row.generation: row for row in rows}
         #: A generation that existed has replaced every earlier one.
         self._newest = max(
             *(item.number for item in history.generations if item.existed),
@@ -117,10 +133,7 @@ class _Name:
         self._settled = _Settled()
 
     def settle(self) -> _Settled:
-        """Bring the rows up to date, each generation in a savepoint of its own.
-
-        In their order: what is replaced makes way before what replaces it becomes available.
-        """
+        """Bring the rows up to date; what is replaced makes way before what replaces it comes."""
         generations = self._history.generations
         for generation in generations:
             if generation.number < self._newest:
@@ -138,8 +151,7 @@ class _Name:
         row = self._rows.get(generation.number)
         claim = self._choose(generation, row)
         try:
-            with self._session.begin_nested():
-                self._settled.applied += self._merge(row, claim, generation)
+            self._settled.applied += self._merge(row, claim, generation)
         except (IntegrityError, DataError):
             self._settled.has_clashed = True
             self._tell(claim, "names a file that belongs to another product")
@@ -167,7 +179,7 @@ class _Name:
         """Bring one generation up to date; returns how many statements were new to it."""
         if row is None:
             made = Product(name=self._history.name, generation=generation.number)
-            self._describe(made, claim)
+            self._write(made, claim)
             return sum(len(item.entries) for item in generation.claims)
         if row.id != claim.id and not self._gives_way(row, claim, generation):
             return 0
@@ -181,10 +193,10 @@ class _Name:
             or (row.state == State.AVAILABLE and row.number < claim.number)
             or (row.state == State.REMOVED and row.file_count == 0 and claim.available)
         ):
-            self._describe(row, claim)
+            self._write(row, claim)
             count = max(count, 1)
         elif claim.state == "removed" and row.state == State.REMOVING:
-            self._describe(row, claim)
+            self._write(row, claim)
         else:
             self._keep(row, claim)
         return count
@@ -208,11 +220,15 @@ class _Name:
         count = sum(entry.number > row.number for entry in claim.entries)
         row.number = max(row.number, claim.number)
         row.recorded = max(row.recorded, claim.number)
-        self._session.flush()
         return count
 
+    def _write(self, row: Product, claim: Claim) -> None:
+        """Make ``row`` what the records say, or leave all as it was."""
+        with self._session.begin_nested():
+            self._describe(row, claim)
+
     def _describe(self, row: Product, claim: Claim) -> None:
-        """Make ``row`` what the records say; files of what is gone are forgotten."""
+        """``_write`` within its savepoint; files of what is gone are forgotten."""
         said = self._histories.load(claim.deciding)
         newest = said
         if claim.available is not None and claim.available != claim.deciding:
@@ -267,10 +283,11 @@ class _Name:
         return True
 
     def _replace_files(self, row: Product, mount: str, said: Statement, is_other: bool) -> None:
-        self._session.execute(delete(File).where(File.product_pk == row.pk))
-        self._session.execute(delete(FileClaim).where(FileClaim.product_pk == row.pk))
-        if is_other:
-            self._session.execute(delete(Upload).where(Upload.product_pk == row.pk))
+        if row.generation in self._rows:
+            self._session.execute(delete(File).where(File.product_pk == row.pk))
+            self._session.execute(delete(FileClaim).where(FileClaim.product_pk == row.pk))
+            if is_other:
+                self._session.execute(delete(Upload).where(Upload.product_pk == row.pk))
         files = [
             {
                 "product_pk": row.pk,
