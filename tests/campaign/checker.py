@@ -26,7 +26,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.campaign.bodies import Bodies
@@ -88,7 +88,23 @@ def check(
             by_name[name].append(operation)
     for name, those in sorted(by_name.items()):
         found += _Name(name, those, bodies, is_ended).check()
-    return found
+    return _together(found)
+
+
+def _together(found: Iterable[Violation]) -> list[Violation]:
+    """One line for what many answers show."""
+    first: dict[tuple[str, str, str], Violation] = {}
+    count: Counter[tuple[str, str, str]] = Counter()
+    for violation in found:
+        what = (violation.kind, violation.name, violation.sentence)
+        first.setdefault(what, violation)
+        count[what] += 1
+    return [
+        replace(violation, sentence=f"{violation.sentence} (and {count[what] - 1} more answers)")
+        if count[what] > 1
+        else violation
+        for what, violation in first.items()
+    ]
 
 
 def _unexpected(operations: Iterable[Operation]) -> Iterator[Violation]:
@@ -209,7 +225,12 @@ class _Name:
                     *candidates, operation,
                 )  # fmt: skip
             makers = candidates or makers
-        generation.makers = [item for item in makers if item.outcome != "refused"]
+        acknowledged = [
+            operation
+            for operation, _ in generation.sightings
+            if operation.kind == "ingest" and operation not in makers
+        ]
+        generation.makers = [item for item in (*makers, *acknowledged) if item.outcome != "refused"]
         possible = generation.makers or [item for item in self.ingests if item.outcome == "unknown"]
         if not possible and not generation.files:
             self._say(
