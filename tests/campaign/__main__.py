@@ -17,6 +17,10 @@ from pathlib import Path
 from tests.campaign.driver import ALL_FAULTS, DEFAULT_FAULTS, Report, run
 from tests.campaign.site import site
 
+#: Violations printed, and characters of each: a broken promise tends to be broken many times.
+_SHOWN = 40
+_LINE = 600
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__)
@@ -63,8 +67,10 @@ def table(report: Report) -> str:
         f"{'worst recovery':28}{report.worst_recovery:6} s",
         f"{'whole campaign':28}{report.seconds:6} s, seed {report.seed}",
         f"{'violations':28}{len(report.violations):6}",
-        *map(str, report.violations),
+        *[str(item)[:_LINE] for item in report.violations[:_SHOWN]],
     ]
+    if len(report.violations) > _SHOWN:
+        lines.append(f"... and {len(report.violations) - _SHOWN} more; all with --json")
     return "\n".join(lines)
 
 

@@ -186,13 +186,14 @@ class Chaos:
                 self.site.kill(number)
             self.site.restore(copy)
             self.forgot = True
-            self.recover()
+            self.counts["restarts"] += self.site.revive()
             time.sleep(6)  # housekeeping gives up what the old catalog takes for running
             done = self.site.services[0].cli(
                 "rebuild", "--settings", str(self.site.services[0].settings_file), check=False
             )
             if done.returncode != 0:
                 self._say("rebuild failed", (done.stdout + done.stderr)[-1500:])
+            self.recover()
         copy.unlink()
 
 

@@ -65,6 +65,8 @@ class Generation:
     death: tuple[float, float] = (math.inf, math.inf)
     killer: Operation | None = None
     successor: int | None = None
+    #: It was given to several products; nothing more can be said of it.
+    is_ambiguous: bool = False
 
     def certainly_alive(self, start: float, end: float) -> bool:
         """At every moment from ``start`` to ``end``."""
@@ -166,12 +168,13 @@ class _Name:
         for generation in self.generations.values():
             self._died(generation)
         for generation in self.generations.values():
+            if self.is_ended:
+                self._at_the_end(generation)
+        for generation in self.generations.values():
             self._seen_in_time(generation)
             self._register(generation, "hold")
             self._register(generation, "retention")
             self._guarded(generation)
-            if self.is_ended:
-                self._at_the_end(generation)
         self._acknowledged()
         self._one_at_a_time()
         self._absences()
@@ -211,6 +214,7 @@ class _Name:
                 f"products under {len(generation.ids)} ids",
                 *[operation for operation, _ in generation.sightings[:2]],
             )
+            generation.is_ambiguous = True
 
     def _born(self, generation: Generation) -> None:
         makers: list[Operation] = []
@@ -295,6 +299,8 @@ class _Name:
                 )  # fmt: skip
         seen = min((_end(operation) for operation, _ in tombstones), default=math.inf)
         generation.death = (earliest, min(latest, seen))
+        if generation.is_ambiguous:
+            generation.death = (-math.inf, math.inf)
 
     # -- what must hold ----------------------------------------------------------------------
     def _seen_in_time(self, generation: Generation) -> None:
@@ -335,6 +341,8 @@ class _Name:
                 f"generation {generation.number} has left no trace, not even a tombstone",
                 *acknowledged[:1],
             )
+            # It went, nobody knows when: said once is enough.
+            generation.death = (generation.birth[0], math.inf)
         for operation, item in last:
             if item.state == "removed" and item.hold is not None:
                 self._say(

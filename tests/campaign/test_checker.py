@@ -219,7 +219,7 @@ def two_files_for_one_path(story: Story) -> None:
 def test_each_broken_promise_is_named(tell: Callable[[Story], None], kind: str) -> None:
     story = Story()
     tell(story)
-    assert kind in story.kinds()
+    assert kind in story.kinds(), story.kinds()
 
 
 def test_an_event_that_comes_twice_or_not_at_all_is_named() -> None:
