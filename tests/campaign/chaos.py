@@ -87,10 +87,12 @@ class Chaos:
     def recover(self) -> None:
         """Start what was killed; how long until a request is answered again."""
         begun = time.monotonic()
-        self.counts["restarts"] += self.site.revive()
-        for service in self.site.services:
-            wait_until(lambda service=service: _lists(service), 60, "a listing after a restart")
+        wait_until(self._answers, 90, "a listing by both services")
         self.worst_recovery = max(self.worst_recovery, time.monotonic() - begun)
+
+    def _answers(self) -> bool:
+        self.counts["restarts"] += self.site.revive()
+        return all(map(_lists, self.site.services))
 
     def kill_process(self) -> None:
         number = self.random.randrange(2)
@@ -111,13 +113,10 @@ class Chaos:
 
     def kill_database(self) -> None:
         assert self.site.postgres is not None
-        begun = time.monotonic()
         self.site.postgres.control("stop", "-m", "immediate")
         time.sleep(self.random.uniform(0, 2))
         self.site.postgres.control("restart", "-l", str(self.site.postgres.directory / "log"))
-        for service in self.site.services:
-            wait_until(lambda service=service: _lists(service), 60, "a listing after the outage")
-        self.worst_recovery = max(self.worst_recovery, time.monotonic() - begun)
+        self.recover()
 
     # -- stores and catalogs that are not those expected ---------------------------------------
     def not_mounted(self) -> None:

@@ -67,6 +67,7 @@ def run(site: Site, seconds: float, seed: int, faults: Sequence[str]) -> Report:
     site.revive()
     report = Report(seed, 0.0)
     report.violations = [*chaos.violations, *ending.settle(site)]
+    report.violations += [checker.Violation("service ended", "", words) for words in site.ended]
     ending.look(site, worker("end"), history)
     report.violations += checker.check(history.operations, bodies)
     if not chaos.forgot:

@@ -11,7 +11,7 @@ import subprocess
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -38,6 +38,8 @@ class Site:
     weed: Weed | None
     postgres: Postgres | None
     database: str
+    #: Last words of services that ended without being killed.
+    ended: list[str] = field(default_factory=list)
 
     @property
     def inbox(self) -> Path:
@@ -74,9 +76,10 @@ class Site:
         return []
 
     def revive(self) -> int:
-        """Start what does not run; how many that were."""
+        """Start what does not run, as a supervisor would; how many that were."""
         for service in self.services:
             if service.process is not None and service.process.poll() is not None:
+                self.ended.append(service.log()[-300:])
                 service.stop()
         dead = [service for service in self.services if service.process is None]
         with ThreadPoolExecutor(len(self.services)) as pool:
