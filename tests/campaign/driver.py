@@ -35,9 +35,11 @@ class Report:
     violations: list[checker.Violation] = field(default_factory=list)
 
 
-def run(site: Site, seconds: float, seed: int, faults: Sequence[str]) -> Report:
+def run(site: Site, seconds: float, seed: int, faults: Sequence[str], at_least: int = 0) -> Report:
     """Let clients work and faults happen for ``seconds``, then compare everything.
 
+    On a busy machine it goes on until ``at_least`` so many requests were made, up to six times as
+    long.
     Raises ValueError where the site cannot have one of the faults.
     """
     _require_possible(site, faults)
@@ -61,6 +63,8 @@ def run(site: Site, seconds: float, seed: int, faults: Sequence[str]) -> Report:
         running = [pool.submit(worker(str(n)).run, gate, stop) for n in range(WORKERS)]
         running.append(pool.submit(chaos.run, stop))
         stop.wait(seconds)
+        while len(history.operations) < at_least and time.monotonic() < begun + 6 * seconds:
+            stop.wait(1)
         stop.set()
     for future in running:
         future.result()

@@ -24,7 +24,7 @@ HOUSEKEEPING = {
     "grace_seconds": 4.0,
     "commit_grace_seconds": 2.0,
     "failed_seconds": 3.0,
-    "upload_seconds": 8.0,
+    "upload_seconds": 6.0,
 }
 
 
