@@ -235,15 +235,25 @@ class _Name:
             if operation.kind == "ingest" and operation not in makers
         ]
         generation.makers = [item for item in (*makers, *acknowledged) if item.outcome != "refused"]
-        possible = generation.makers or [item for item in self.ingests if item.outcome == "unknown"]
+        seen = min((_end(operation) for operation, _ in generation.sightings), default=math.inf)
+        possible = generation.makers or [
+            item for item in self.ingests if item.outcome == "unknown" and item.start < seen
+        ]
         if not possible and not generation.files:
+            refused = [item for item in self.ingests if item.start < seen and item.status]
             self._say(
-                "ghost", f"nobody sent generation {generation.number}",
+                "refused and there all the same" if refused else "ghost",
+                f"generation {generation.number} is there, and "
+                + (
+                    "every request that can have made it was refused"
+                    if refused
+                    else "none was made"
+                ),
                 generation.sightings[0][0],
-            )  # fmt: skip
+            )
         generation.birth = (
             min((item.start for item in possible), default=-math.inf),
-            min((_end(operation) for operation, _ in generation.sightings), default=math.inf),
+            seen,
         )
 
     def _foreign(self, generation: Generation, operation: Operation, files: dict[str, str]) -> None:

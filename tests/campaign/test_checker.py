@@ -133,6 +133,18 @@ def product_of_a_refused_request(story: Story) -> None:
     story.end(available(1, "a"))
 
 
+def product_of_nobody(story: Story) -> None:
+    story.show(Sighting("available", NAME, "id", 1, "digest"))
+    story.end(Sighting("available", NAME, "id", 1, "digest"))
+
+
+def refused_request_that_shows_later(story: Story) -> None:
+    story.ingest(1, "a", outcome="refused", status=409)
+    story.show(Sighting("available", NAME, "id", 1, "digest"))
+    story.ingest(2, "b", outcome="unknown")
+    story.end(Sighting("available", NAME, "id", 1, "digest"))
+
+
 def mixture_of_two_requests(story: Story) -> None:
     for first, second in (("a", "b"), ("c", "d")):
         story.tell(
@@ -204,6 +216,8 @@ def two_files_for_one_path(story: Story) -> None:
         (older_generation_comes_back, "ghost"),
         (bytes_of_nobody, "foreign bytes"),
         (product_of_a_refused_request, "refused and there all the same"),
+        (product_of_nobody, "ghost"),
+        (refused_request_that_shows_later, "refused and there all the same"),
         (mixture_of_two_requests, "foreign bytes"),
         (hold_forgotten, "hold lost"),
         (held_product_removed, "held and removed"),
