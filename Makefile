@@ -9,9 +9,14 @@ DATA   ?=
 ENVIRONMENT ?= terraform/environments/local
 REMOVE  ?=
 REPLACE ?=
+SECONDS ?= 60
+BACKEND ?= posix
+CATALOG ?= sqlite
+FAULTS  ?= kill,freeze,drop
+SEED    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint bench bench-facility requirements clean control docs plan-check facility facility-hosts facility-down facility-status
+.PHONY: help demo test test-fast campaign lint bench bench-facility requirements clean control docs plan-check facility facility-hosts facility-down facility-status
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +31,9 @@ test: $(VENV)/.ready-test $(VENV)/.ready-lint $(VENV)/.ready-facility lint ## li
 
 test-fast: $(VENV)/.ready-test ## unit and contract tests only
 	@$(BIN)/python -m pytest tests/unit tests/contract
+
+campaign: $(VENV)/.ready-test ## clients, kills and faults against the real service, all answers checked (SECONDS=60 BACKEND=posix|s3 CATALOG=sqlite|postgresql SEED= FAULTS=kill,freeze,drop,F4,F29,F30,F31,F32|all)
+	@$(BIN)/python -m tests.campaign --seconds $(SECONDS) --backend $(BACKEND) --catalog $(CATALOG) --faults "$(FAULTS)" $(addprefix --seed ,$(SEED))
 
 lint: $(VENV)/.ready-test $(VENV)/.ready-lint $(VENV)/.ready-facility ## style, types, known weaknesses
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -419,9 +419,7 @@ class _Services:
             for verb, name, product_id, content, crash in steps:
                 with contextlib.ExitStack() as stack:
                     stack.enter_context(contextlib.suppress(StorageManagerError))
-                    # A hold whose answer never came holds by its record, whatever the catalog knew.
-                    is_kept = verb in ("hold", "release", "retain")
-                    if crash == "before" or (crash == "after" and not is_kept):
+                    if crash in ("before", "after"):
                         stack.enter_context(dying(first, crash == "before"))
                     act(first, directory / "inbox", verb, name, product_id, content)
                 housekeeping.clean(first)
