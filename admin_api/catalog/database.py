@@ -163,8 +163,10 @@ class _File:
         self.identity = self._found()
 
     def check(self) -> None:
-        """Raise CatalogUnavailable if the path leads elsewhere."""
-        if self.identity is not None and self._found() != self.identity:
+        """Raise CatalogUnavailable if the path leads elsewhere than at the first use."""
+        if self.identity is None:
+            self.remember()
+        elif self._found() != self.identity:
             raise CatalogUnavailable(
                 f"The catalog's file {self.path} was deleted or replaced while the service runs; "
                 "nothing is taken or changed. Restart the service; if the file is lost for good, "

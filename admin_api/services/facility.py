@@ -44,7 +44,11 @@ def open_facility(settings: Settings) -> Facility:
     A store that is not the expected one, or that does not answer, stays closed until it is; the
     facility is there all the same.  Raises CatalogUnavailable.
     """
-    catalog = open_catalog(settings)
+    return join(settings, open_catalog(settings))
+
+
+def join(settings: Settings, catalog: Catalog) -> Facility:
+    """The facility over a catalog whose tables are of this version, reachable now or not."""
     storage = open_storage(
         settings.storage, partial(identity.look, catalog), partial(CatalogJournal, catalog)
     )

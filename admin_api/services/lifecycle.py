@@ -25,7 +25,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -842,13 +842,15 @@ def keep(
                 )
             ],
         )
-    record_kept(facility, kept[0])
-    with facility.catalog.reading() as session:
-        return entries.product(session, product.pk) or kept[0]
+    number = record_kept(facility, kept[0])
+    return replace(kept[0], number=number, recorded=number)
 
 
-def record_kept(facility: Facility, product: ProductEntry) -> None:
-    """Write down in the store what the catalog has decided about an available product."""
+def record_kept(facility: Facility, product: ProductEntry) -> int:
+    """Write down in the store what the catalog has decided about an available product.
+
+    Returns the number of the statement.
+    """
     with facility.catalog.reading() as session:
         files = entries.files_of(session, product.pk)
     written = records.write_next(
@@ -869,6 +871,7 @@ def record_kept(facility: Facility, product: ProductEntry) -> None:
             ),
             execution_options={"synchronize_session": False},
         )
+    return written.number
 
 
 # -- forgetting ----------------------------------------------------------------------------------

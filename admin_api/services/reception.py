@@ -185,7 +185,8 @@ class _Attempting(Reception):
     ) -> None:
         super().__init__(facility, principal, wish)
         self.attempt = attempt
-        self._written: list[str] = []
+        #: The keys that this attempt has written, which go with it.
+        self.written: list[str] = []
         self._resources.enter_context(facility.heartbeat.of_attempt(attempt))
 
     def alive(self) -> contextlib.AbstractContextManager[object]:
@@ -225,7 +226,7 @@ class _Attempting(Reception):
         )
 
     def discard(self, cause: str) -> None:
-        lifecycle.discard(self.facility, self.attempt, self.principal.actor, cause, self._written)
+        lifecycle.discard(self.facility, self.attempt, self.principal.actor, cause, self.written)
 
     def _checked(
         self, path: str, chunks: Iterable[bytes], expected: Expected, digester: Digester
@@ -243,11 +244,11 @@ class Storing(_Attempting):
         self, path: str, chunks: Iterator[bytes], expected: Expected, digester: Digester
     ) -> str:
         key = check_key(join(self.attempt.directory, path))
-        self._written.append(key)
+        self.written.append(key)
         try:
             self.facility.storage.put(key, chunks, expected.size)
         except AlreadyExists:
-            self._written.remove(key)  # somebody else's bytes, not ours to take away
+            self.written.remove(key)  # somebody else's bytes, not ours to take away
             raise
         if self.wish.level.includes(Level.READBACK):
             read_back(self.facility.storage, key, digester.result())
@@ -303,6 +304,7 @@ def resume(facility: Facility, principal: Principal, wish: Wish, attempt: Produc
     for file in files:
         digest = FileDigest(file.size, file.sha256, file.md5)
         reception.contents.arrived(file.path, file.key, digest)
+        reception.written.append(file.key)
     return reception
 
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from admin_api.catalog import clock, entries
-from admin_api.catalog.entries import ProductEntry
+from admin_api.catalog.entries import FileEntry, ProductEntry
 from admin_api.catalog.models import Product, State
 from admin_api.errors import Held, InvalidRequest, NotFound, Retained
 from admin_api.services import lifecycle
@@ -49,14 +49,19 @@ class Keeping:
     retention_until: datetime | None = None
 
 
-def keep(facility: Facility, principal: Principal, product_id: str, wish: Keeping) -> ProductEntry:
+def keep(
+    facility: Facility, principal: Principal, product_id: str, wish: Keeping
+) -> tuple[ProductEntry, list[FileEntry]]:
     """Set or lift a hold, move the retention date; only what the wish names changes.
+
+    Returns the product as the change has left it, though it may be replaced a moment later.
 
     Raises NotFound, InvalidRequest for a product that is not available, and InProgress where it is
     replaced or removed at the same time.
     """
     with facility.catalog.reading() as session:
         product = find_product(session, principal, product_id)
+        files = entries.files_of(session, product.pk)
     if product.state != State.AVAILABLE:
         raise InvalidRequest("Only an available product can be held or retained.")
     values: dict[str, Any] = {}
@@ -65,7 +70,7 @@ def keep(facility: Facility, principal: Principal, product_id: str, wish: Keepin
         values["hold_by"] = principal.subject if wish.hold_reason else None
     if wish.change_retention:
         values["retention_until"] = wish.retention_until
-    return lifecycle.keep(facility, product, principal.actor, values)
+    return lifecycle.keep(facility, product, principal.actor, values), files
 
 
 def purge(facility: Facility, principal: Principal, dry_run: bool) -> Iterator[ProductEntry]:

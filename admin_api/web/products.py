@@ -128,8 +128,7 @@ def keep(path: schemas.ProductPath, body: schemas.KeepRequest) -> Response:
         change_retention="retention" in body.model_fields_set,
         retention_until=body.retention,
     )
-    removal.keep(facility(), principal(), path.product_id, wish)
-    product, files = listing.get_product(facility(), principal(), path.product_id)
+    product, files = removal.keep(facility(), principal(), path.product_id, wish)
     return json_reply(schemas.product_answer(facility(), product, files))
 
 

@@ -26,10 +26,11 @@ from gunicorn import glogging
 from gunicorn.app.base import BaseApplication
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from admin_api.catalog.database import Catalog
 from admin_api.errors import StorageManagerError
 from admin_api.services import housekeeping, identity, monitoring
 from admin_api.services.access import Authority, Principal
-from admin_api.services.facility import Facility, open_catalog, open_facility
+from admin_api.services.facility import Facility, join, open_catalog
 from admin_api.settings import Settings
 from admin_api.web import logs
 
@@ -179,7 +180,9 @@ class _Dispatcher:
         from admin_api.web.app import create_app
         from admin_api.web.metrics import metrics_app
 
-        self.facility = open_facility(settings)
+        # The tables were brought up to date before the fork; a database that is away right now
+        # makes the service not ready, and does not end it.
+        self.facility = join(settings, Catalog(settings.catalog))
         self._api = create_app(self.facility)
         self._metrics = metrics_app
         self._metrics_address = (settings.server.metrics_host, settings.server.metrics_port)

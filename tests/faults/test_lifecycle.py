@@ -5,6 +5,7 @@ The interleavings are made by hooks at the place where the other one acts, never
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as real_datetime
 import sqlite3
 import threading
@@ -487,6 +488,15 @@ def test_of_two_requests_for_one_path_of_a_session_one_stores_and_the_other_is_r
     facility.catalog.close()
 
 
+def test_a_session_that_turns_out_superfluous_leaves_nothing(either: Facility, operator) -> None:
+    put(either, operator, "there", b"same")
+    before = {stat.key for stat in either.storage.list("unsorted")}
+    session = uploads.begin(either, operator, Wish("there"))
+    uploads.receive_file(either, operator, session.upload.id, "there", iter([b"same"]), Expected())
+    assert uploads.commit(either, operator, session.upload.id).result == "skipped"
+    assert {stat.key for stat in either.storage.list("unsorted")} == before
+
+
 def test_a_file_that_a_dead_request_has_half_sent_can_be_sent_again(
     either: Facility, operator
 ) -> None:
@@ -609,7 +619,7 @@ def test_an_action_that_outlasts_the_grace_time_is_not_done_twice(
             )
         }
     )
-    patient = Facility(settings, either.storage, either.catalog, either.heartbeat, either.reserve)
+    patient = dataclasses.replace(either, settings=settings)
 
     def again() -> object:
         return idempotency.once(patient, operator, "key-3", "same", action)

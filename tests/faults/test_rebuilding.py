@@ -21,7 +21,14 @@ from admin_api.catalog.models import File, Product
 from admin_api.cli.main import main as command
 from admin_api.errors import StorageManagerError, Unavailable
 from admin_api.products.records import RecordedFile, Statement, record_key
-from admin_api.services import housekeeping, reconciliation, records, removal, uploads
+from admin_api.services import (
+    housekeeping,
+    identity,
+    reconciliation,
+    records,
+    removal,
+    uploads,
+)
 from admin_api.services import rebuilding as module
 from admin_api.services.access import Principal
 from admin_api.services.facility import Facility, open_facility
@@ -430,6 +437,7 @@ class _Services:
         second = open_facility(first.settings.model_copy(update={"catalog": next(catalogs)}))
         try:
             with pytest.MonkeyPatch.context() as patch:
+                identity.take_back(second.catalog, second.storage)
                 items = list(records.read_all(second))
                 random.Random(seed).shuffle(items)
                 patch.setattr(module.records, "read_all", lambda facility: iter(items))
@@ -698,7 +706,7 @@ def test_a_removed_product_whose_last_record_is_damaged_does_not_come_back_witho
     assert (rows["gone.nc", 1]["state"], rows["there.nc", 1]["state"]) == ("removed", "available")
     # The numbers of the damaged records are taken: the next change goes behind them.
     assert {row["number"] for row in rows.values()} == {2}
-    assert removal.keep(site, OPERATOR, there.id, wish).number == 3
+    assert removal.keep(site, OPERATOR, there.id, wish)[0].number == 3
     assert len(problems_of(site)) == 2
     assert rows_of(site)["there.nc", 1]["hold_reason"] == "wanted"
 
@@ -707,7 +715,7 @@ def test_a_change_goes_behind_a_damaged_record_that_has_its_number(site: Facilit
     product = put(site, "n")
     wish = removal.Keeping(change_hold=True, hold_reason="wanted")
     record_of(site, product, 2).write_bytes(b"?")
-    assert removal.keep(site, OPERATOR, product.id, wish).number == 3
+    assert removal.keep(site, OPERATOR, product.id, wish)[0].number == 3
 
 
 def test_a_file_that_was_registered_again_belongs_to_the_newer_product(site: Facility) -> None:

@@ -101,7 +101,8 @@ def test_a_server_that_takes_fewer_connections_than_the_setting_is_not_given_up(
     web, tmp_path, operator, waits
 ) -> None:
     web.limit = 1
-    facility = facility_for(web, tmp_path)
+    # Nobody really waits here, so there are more tries instead.
+    facility = facility_for(web, tmp_path, attempts=20)
     outcome = ingest(facility, operator, *listed(web, 60))
     assert (outcome.product.file_count, web.peak) == (60, 1)
 
