@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 
 import pytest
 
@@ -27,6 +28,18 @@ def scan(facility: Facility, source: str, target: str) -> set[int]:
     ports = " ".join(map(str, PORTS))
     output = facility.ssh(source, f"python3 - {ADDRESSES[target]} {ports} <<'E'\n{program}E")
     return {int(line) for line in output.split()}
+
+
+def test_the_way_in_is_an_ordinary_user_with_sudo_and_root_is_refused(facility: Facility) -> None:
+    """What clouds' images are like: a facility that is built so needs root's login nowhere."""
+    config = ["-F", str(facility.directory / "ssh_config"), "-o", "BatchMode=yes"]
+    for host in ("control", *NODES):
+        done = subprocess.run(["ssh", *config, host, "id -un"], capture_output=True, text=True)
+        assert done.stdout.strip() == "admin"
+        done = subprocess.run(
+            ["ssh", *config, f"root@{host}", "id"], capture_output=True, text=True
+        )
+        assert done.returncode == 255 and "Permission denied" in done.stderr
 
 
 def test_a_node_reaches_what_it_needs_of_another_and_nothing_else(facility: Facility) -> None:

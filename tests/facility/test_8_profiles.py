@@ -64,7 +64,8 @@ def solo(request: pytest.FixtureRequest, facility: Facility) -> Iterator[Solo]:
         "facility_profile": request.param,
         "facility_s3_prefix": f"solo-{request.param}",
         "facility_nfs_path": f"/srv/share/solo-{request.param}",
-        "ansible_user": "root",
+        "ansible_user": "admin",
+        "ansible_become": True,
         "ansible_ssh_common_args": f"-F {facility.directory}/ssh_config",
     }
     found = Solo(

@@ -45,9 +45,13 @@ class Facility:
 
     # -- hosts -------------------------------------------------------------------------------
     def ssh(self, host: str, command: str, check: bool = True, timeout: float = 120) -> str:
-        """Run a shell command on a host; its output."""
+        """Run a shell command on a host as root, by the operator's sudo; its output.
+
+        The command comes in by stdin: in an argument it would be in sudo's journal.
+        """
         done = subprocess.run(
-            ["ssh", "-F", str(self.directory / "ssh_config"), host, command],
+            ["ssh", "-F", str(self.directory / "ssh_config"), host, "sudo -n bash -s"],
+            input=f"{{\n{command}\n}} </dev/null\n",
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -93,6 +97,11 @@ class Facility:
 
         Without any inventory if it is empty.
         """
+        # Nobody has sudo on the control side: what is delegated to it runs as who called.
+        folder = self.directory / "control-side"
+        folder.mkdir(exist_ok=True)
+        (folder / "sudo").write_text("#!/bin/sh\necho 'no sudo on the control host' >&2; exit 1\n")
+        (folder / "sudo").chmod(0o755)
         command = [str(Path(sys.executable).parent / "ansible-playbook")]
         command += ["-i", f"inventory/{inventory}"] if inventory else []
         done = subprocess.run(
@@ -100,7 +109,12 @@ class Facility:
             capture_output=True,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "LOCAL_HOSTS": str(self.directory), "ANSIBLE_NOCOLOR": "1"},
+            env={
+                **os.environ,
+                "LOCAL_HOSTS": str(self.directory),
+                "ANSIBLE_NOCOLOR": "1",
+                "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+            },
         )
         if check and done.returncode != 0:
             raise AssertionError(done.stdout[-6000:] + done.stderr[-2000:])
