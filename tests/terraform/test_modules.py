@@ -120,6 +120,36 @@ def test_the_inventory_has_the_groups_of_site_yml_with_volumes_and_tiers() -> No
     assert "ssd_volumes_list" not in found["_meta"]["hostvars"]["control"]
 
 
+def test_the_inventory_goes_through_the_bastion_and_opens_what_the_cloud_opens() -> None:
+    given = outputs()
+    given["facility"]["value"] |= {
+        "bastion": {"address": "198.51.100.9", "user": "ansible"},
+        "networks": {"clients": ["203.0.113.0/24"], "processors": ["10.1.0.0/16"]},
+    }
+    found = inventory.inventory(given)
+    assert found["all"]["vars"] == {
+        "ansible_ssh_common_args": "-o ProxyJump=ansible@198.51.100.9",
+        "firewall_client_networks": ["203.0.113.0/24"],
+        "firewall_processor_networks": ["10.1.0.0/16"],
+    }
+    given["facility"]["value"]["bastion"] = None
+    assert "ansible_ssh_common_args" not in inventory.inventory(given)["all"]["vars"]
+
+
+def test_a_reader_that_has_read_enough_of_the_inventory_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "outputs.json").write_text(json.dumps(outputs()))
+    program = tmp_path / "terraform"
+    program.write_text(f"#!/bin/sh\ncat {tmp_path}/outputs.json\n")
+    program.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} {ROOT}/inventory/terraform.py --list | true"],
+        capture_output=True,
+        text=True,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "TERRAFORM_ENVIRONMENT": str(tmp_path)},
+    )
+    assert done.stderr == ""
+
+
 def test_an_environment_without_nodes_stops_ansible_with_a_sentence(tmp_path: Path) -> None:
     for named, sentence in (("", "Set TERRAFORM_ENVIRONMENT"), (str(tmp_path), "")):
         done = subprocess.run(
