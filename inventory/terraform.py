@@ -104,7 +104,7 @@ if __name__ == "__main__":
         status = main()
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever reads has read enough (`... | head`), and the last flush shall not complain either.
+        # Whoever reads has read enough (`... | head`); the last flush shall not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     raise SystemExit(status)

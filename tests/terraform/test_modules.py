@@ -199,6 +199,40 @@ def test_the_guard_lets_through_what_was_asked_for_and_nothing_else(
     assert len(plan_check.refusals(plan, removed, replaced)) == problems
 
 
+def test_the_guard_lets_one_node_stop_at_a_time() -> None:
+    def resized(*names: str) -> dict[str, Any]:
+        plan = planned(
+            *(
+                (f'module.node["{name}"].aws_instance.this', "aws_instance", ["update"])
+                for name in names
+            )
+        )
+        for change in plan["resource_changes"]:
+            change["change"] |= {
+                "before": {"instance_type": "m6i.xlarge", "tags": {}},
+                "after": {"instance_type": "m6i.2xlarge", "tags": {}},
+            }
+        return plan
+
+    assert plan_check.refusals(resized("node1"), set(), set()) == []
+    refused = plan_check.refusals(resized("node1", "node2"), set(), set())
+    assert len(refused) == 1 and "stop node1, node2 at once" in refused[0]
+    tagged = resized("node1", "node2")
+    for change in tagged["resource_changes"]:
+        change["change"]["after"] = {"instance_type": "m6i.xlarge", "tags": {"a": "b"}}
+    assert plan_check.refusals(tagged, set(), set()) == []
+
+
+def test_the_guard_lets_a_rule_go_that_is_named_and_never_data() -> None:
+    rule = 'aws_vpc_security_group_ingress_rule.balancer["203.0.113.0/24"]'
+    plan = planned((rule, "aws_vpc_security_group_ingress_rule", ["delete"]))
+    assert len(plan_check.refusals(plan, set(), set())) == 1
+    assert plan_check.refusals(plan, set(), set(), frozenset({rule})) == []
+    for address in (SSD2, NODE2):
+        plan = planned((address, "aws_ebs_volume", ["delete"]))
+        assert len(plan_check.refusals(plan, set(), set(), frozenset({address}))) == 1
+
+
 def test_the_guard_names_the_data_volume(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(TERRAFORM / "plan_check.py")],
