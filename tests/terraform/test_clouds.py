@@ -1,8 +1,8 @@
 """Every cloud's environment, planned and applied: which resources live and which die.
 
 The clouds' own providers come from a registry that not every machine reaches. A stand-in serves their
-real schemas (see stand_in.py); for AWS it talks to a real moto server by EC2's API. Where the
-registry can be reached, `TERRAFORM_PROVIDERS=registry` runs the AWS tests with the real provider.
+real schemas (see stand_in.py); for AWS it talks to a real moto server by EC2's API. Where the machine
+has AWS's real provider, `TERRAFORM_PROVIDERS=FOLDER` (a filesystem mirror) runs a test with it as well.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ ZONES = {
     "openstack": ["nova"],
     "otc": ["eu-de-01", "eu-de-02", "eu-de-03"],
 }
-#: The others' providers need a cloud to log in to.
-REAL = os.environ.get("TERRAFORM_PROVIDERS") == "registry"
-CLOUDS = ["aws"] if REAL else list(PARTICULAR)
+#: A folder of real providers (``HOST/NAMESPACE/TYPE/VERSION/...``), where the machine has one.
+MIRROR = os.environ.get("TERRAFORM_PROVIDERS")
+CLOUDS = list(PARTICULAR)
 
 
 class Environment:
@@ -61,7 +61,7 @@ class Environment:
         self.folder = copy / "environments" / cloud
         self.given = {**COMMON, **PARTICULAR[cloud], **more}
         self.variables()
-        self.run("init" if REAL else "get")
+        self.run("get")
 
     def variables(self, **changed: Any) -> None:
         """The environment's variables, those of its first plan with these changes."""
@@ -107,9 +107,6 @@ class Environment:
 
 @pytest.fixture(scope="module", autouse=True)
 def providers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    if REAL:
-        yield
-        return
     before = os.environ.get("TF_CLI_CONFIG_FILE")
     configuration = stand_in.install(tmp_path_factory.mktemp("providers"))
     os.environ["TF_CLI_CONFIG_FILE"] = str(configuration)
@@ -193,6 +190,40 @@ def test_growing_makes_just_the_named_nodes_and_shrinking_takes_just_them(
         assert not ec2(moto).describe_vpcs(
             Filters=[{"Name": "is-default", "Values": ["false"]}]
         )["Vpcs"]  # fmt: skip
+
+
+@pytest.mark.skipif(MIRROR is None, reason="TERRAFORM_PROVIDERS names no folder of providers")
+@pytest.mark.timeout(1200)
+def test_the_real_provider_of_aws_makes_grows_and_unmakes_a_facility(
+    tmp_path: Path, moto: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configuration = tmp_path / "terraform.rc"
+    configuration.write_text(
+        f'provider_installation {{\n  filesystem_mirror {{\n    path = "{MIRROR}"\n  }}\n}}\n'
+    )
+    monkeypatch.setenv("TF_CLI_CONFIG_FILE", str(configuration))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    # moto has no placement groups.
+    environment = Environment("aws", tmp_path, {"endpoint": moto, "placement": "none"})
+    environment.run("init", "-input=false")
+    environment.nodes("node1")
+    environment.plan()
+    first = environment.apply()["nodes"]["value"]
+    assert kinds(environment.plan()) == {}, "a second plan would change something"
+    environment.nodes("node1", "node2")
+    plan = environment.plan()
+    assert kinds(plan) == {"create": {"node2"}}
+    grown = environment.apply()["nodes"]["value"]
+    assert {name: grown[name] for name in first} == first
+    environment.nodes("node2")
+    plan = environment.plan()
+    assert plan_check.refusals(plan, set(), set())
+    assert plan_check.refusals(plan, {"node1"}, set()) == []
+    environment.apply()
+    assert running(moto) == {"storage-bastion", "control", "node2"}
+    environment.run("destroy", "-input=false", "-auto-approve", "-no-color")
+    assert running(moto) == set()
 
 
 def test_a_machine_that_is_replaced_leaves_its_volumes_and_its_neighbours_alone(
