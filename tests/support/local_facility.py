@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -130,6 +131,8 @@ class Facility:
         with tempfile.TemporaryDirectory() as home:
             if ordinary:
                 environment |= {"HOME": home, "LOCAL_HOSTS": self._lent_to_nobody(Path(home))}
+                # Users who are somebody have a home directory.
+                environment["ANSIBLE_REMOTE_TMP"] = "/tmp/ansible-of-nobody"
                 # It may read what the tests' own user may, wherever the checkout is.
                 command = ["setpriv", *_NOBODY, *command]
             done = subprocess.run(
@@ -147,7 +150,10 @@ class Facility:
             (lent / name).write_text((self.directory / name).read_text())
         config = (self.directory / "ssh_config").read_text()
         (lent / "ssh_config").write_text(config.replace(str(self.directory), str(lent)))
-        for path in (home, lent, *lent.iterdir()):
+        # The wheel that the facility was built with; a build of its own is not what is tried.
+        cache = Path(".cache/storage-manager/wheels")
+        shutil.copytree(Path.home() / cache, home / cache)
+        for path in (home, *home.rglob("*")):
             path.chmod(0o700 if path.is_dir() else 0o600)
             os.chown(path, _NOBODY_ID, _NOBODY_ID)
         return str(lent)
