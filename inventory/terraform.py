@@ -36,7 +36,24 @@ def inventory(outputs: dict[str, Any]) -> dict[str, Any]:
         for role in node["roles"]:
             groups[GROUPS[role]]["hosts"].append(name)
         hosts[name] = host_variables(node, facility)
-    return {**groups, "_meta": {"hostvars": hosts}}
+    variables = facility_variables(facility)
+    everybody = {"all": {"vars": variables}} if variables else {}
+    return {**groups, **everybody, "_meta": {"hostvars": hosts}}
+
+
+def facility_variables(facility: dict[str, Any]) -> dict[str, Any]:
+    """What holds for all hosts; the group_vars of people go before it."""
+    found: dict[str, Any] = {}
+    bastion = facility.get("bastion")
+    if bastion:
+        jump = f"{bastion['user']}@{bastion['address']}"
+        found["ansible_ssh_common_args"] = f"-o ProxyJump={jump}"
+    networks = facility.get("networks") or {}
+    if networks.get("clients"):
+        found["firewall_client_networks"] = sorted(networks["clients"])
+    if networks.get("processors"):
+        found["firewall_processor_networks"] = sorted(networks["processors"])
+    return found
 
 
 def host_variables(node: dict[str, Any], facility: dict[str, Any]) -> dict[str, Any]:
@@ -83,4 +100,11 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has read enough (`... | head`); the last flush shall not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    raise SystemExit(status)

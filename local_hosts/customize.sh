@@ -4,9 +4,18 @@ set -euo pipefail
 root=$1
 directory=$2
 
-home=$root$(chroot "$root" sh -c 'echo ~')
-install -d -m 700 "$home/.ssh"
-install -m 600 "$directory/id.pub" "$home/.ssh/authorized_keys"
+# The way in is that of a cloud's image: an ordinary user with sudo, and never root.
+chroot "$root" useradd --create-home --shell /bin/bash admin
+install -d -m 700 "$root/home/admin/.ssh"
+install -m 600 "$directory/id.pub" "$root/home/admin/.ssh/authorized_keys"
+chroot "$root" chown -R admin:admin /home/admin/.ssh
+install -m 440 /dev/stdin "$root/etc/sudoers.d/90-admin" <<'U'
+admin ALL=(ALL) NOPASSWD:ALL
+U
+install -D -m 644 /dev/stdin "$root/etc/ssh/sshd_config.d/10-no-root.conf" <<'U'
+PermitRootLogin no
+PasswordAuthentication no
+U
 rm -f "$root"/etc/ssh/ssh_host_*
 cat > "$root/etc/systemd/system/ssh-hostkeys.service" <<'U'
 [Unit]

@@ -211,7 +211,7 @@ class Hosts:
     def _write_ssh_config(self) -> None:
         lines = [f"Host {' '.join([*self._names(), f'{SUBNET}.*'])}"]
         lines += [
-            "    User root",
+            "    User admin",
             f"    IdentityFile {self.directory}/id",
             "    StrictHostKeyChecking no",
             "    UserKnownHostsFile /dev/null",

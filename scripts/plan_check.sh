@@ -1,5 +1,5 @@
 #!/bin/sh
-# plan_check.sh ENVIRONMENT [--remove NAME] [--replace NAME]: a plan that was looked at.  Called by
+# plan_check.sh ENVIRONMENT [--remove NAME] [--replace NAME] [--allow ADDRESS]: a plan that was looked at.  Called by
 # the Makefile.
 set -eu
 environment=$1

@@ -4,7 +4,7 @@
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 cd "$top"
-digest=$(find admin_api requirements.txt -type f ! -name '*.pyc' -print0 \
+digest=$(find admin_api requirements.txt pyproject.toml README.md -type f ! -name '*.pyc' -print0 \
     | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16)
 target=$1/$digest
 if ! compgen -G "$target/*.whl" >/dev/null; then

@@ -3,11 +3,14 @@
 
     terraform plan -out=scale.tfplan
     terraform show -json scale.tfplan | terraform/plan_check.py [--remove NAME] [--replace NAME]
+        [--allow ADDRESS]
 
-Both flags may be given several times.  Nodes that are only added need none.  `--remove NAME` allows
+The flags may be given several times.  Nodes that are only added need none.  `--remove NAME` allows
 the node NAME and its volumes to go; `--replace NAME` allows its host to be replaced, never its
-volumes.  Exit code 0: the plan does what was asked for; 1: it does more, and it is said
-what.  Called by `make plan-check`.
+volumes; `--allow ADDRESS` allows a resource that belongs to no node and holds no data to go or to
+be replaced (the rule of a network that is let in no more).  A change in place that stops a host
+(another flavour) is allowed for one host at a time.  Exit code 0: the plan does what was asked
+for; 1: it does more, and it is said what.  Called by `make plan-check`.
 """
 
 from __future__ import annotations
@@ -21,6 +24,20 @@ from typing import Any
 
 _NODE = re.compile(r'^module\.node\["([^"]+)"\]\.')
 #: Types of resources that hold data.
+_MACHINES = (
+    "aws_instance",
+    "openstack_compute_instance_v2",
+    "opentelekomcloud_compute_instance_v2",
+)
+#: Arguments of a machine that change in place, by stopping it.
+_STOPPING = (
+    "instance_type",
+    "flavor_name",
+    "flavor_id",
+    "user_data",
+    "user_data_base64",
+    "ebs_optimized",
+)
 _VOLUMES = ("aws_ebs_volume", "openstack_blockstorage_volume_v3", "opentelekomcloud_evs_volume_v3")
 
 
@@ -32,6 +49,7 @@ class Change:
     kind: str
     node: str | None
     holds_data: bool
+    stops: bool = False
 
 
 def changes(plan: dict[str, Any]) -> list[Change]:
@@ -44,14 +62,34 @@ def changes(plan: dict[str, Any]) -> list[Change]:
         kind = "replace" if len(actions) == 2 else actions[0]
         node = _NODE.match(item["address"])
         holds_data = item["type"] in _VOLUMES or ".terraform_data.ssd" in item["address"]
-        found.append(Change(item["address"], kind, node.group(1) if node else None, holds_data))
+        name = node.group(1) if node else None
+        stops = kind == "update" and item["type"] in _MACHINES and _stops(item["change"])
+        found.append(Change(item["address"], kind, name, holds_data, stops))
     return found
 
 
-def refusals(plan: dict[str, Any], removed: set[str], replaced: set[str]) -> list[str]:
+def _stops(change: dict[str, Any]) -> bool:
+    before, after = change.get("before") or {}, change.get("after") or {}
+    return any(before.get(key) != after.get(key) for key in _STOPPING)
+
+
+def refusals(
+    plan: dict[str, Any],
+    removed: set[str],
+    replaced: set[str],
+    allowed: frozenset[str] = frozenset(),
+) -> list[str]:
     """A sentence for everything that was not asked for."""
     found = []
+    stopped = sorted(change.node or change.address for change in changes(plan) if change.stops)
+    if len(stopped) > 1:
+        found.append(
+            f"it would stop {', '.join(stopped)} at once; change one node, apply, wait until all "
+            "is well (playbooks/health.yml), then the next"
+        )
     for change in changes(plan):
+        if change.address in allowed and change.node is None and not change.holds_data:
+            continue
         if change.kind in ("create", "update"):
             continue
         if change.kind == "delete" and change.node in removed:
@@ -68,17 +106,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--remove", action="append", default=[], metavar="NAME")
     parser.add_argument("--replace", action="append", default=[], metavar="NAME")
+    parser.add_argument("--allow", action="append", default=[], metavar="ADDRESS")
     options = parser.parse_args()
     plan = json.load(sys.stdin)
     for change in changes(plan):
         print(f"  {change.kind:8} {change.address}")
-    problems = refusals(plan, set(options.remove), set(options.replace))
+    problems = refusals(plan, set(options.remove), set(options.replace), frozenset(options.allow))
     for problem in problems:
         print(f"The plan does more than was asked for: {problem}.", file=sys.stderr)
     if problems:
         print(
             "Nothing was applied. If a node is to go, run playbooks/remove_node.yml first "
-            "and name it with --remove.",
+            "and name it with --remove. What belongs to no node and may go is named with --allow.",
             file=sys.stderr,
         )
     return bool(problems)

@@ -6,7 +6,9 @@ Goals F13 (a node dies under read load), F15 (Alluxio's processes die, are wiped
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -186,6 +188,46 @@ def test_the_catalog_is_lost_and_rebuilt_from_the_store(facility: Facility, file
     all_there(facility, files)
 
 
+def test_cached_files_are_read_while_the_origin_is_down_and_the_rest_is_told(
+    facility: Facility, files
+) -> None:
+    """Promise I10 the other way round: the cache goes on without the bucket."""
+    all_there(facility, files)
+    cached = [(facility.link(product), data) for product, data in files]
+    cold = facility.upload(f"cold-{time.time_ns()}.bin", os.urandom(SIZE))
+    link = facility.link(cold)
+    # Longer than metadata was once taken for fresh without asking the origin.
+    time.sleep(61)
+    facility.ssh("s3", "systemctl stop seaweedfs")
+    try:
+        for url, data in cached:
+            assert facility.read(url) == data
+        answer = facility.request("GET", link)
+        assert answer.status == 503, answer.data[:500]
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert json.loads(answer.data)["code"] == "unavailable"
+    finally:
+        facility.ssh("s3", "systemctl start seaweedfs")
+    facility.wait_ready()
+    wait_until(lambda: facility.request("GET", link).status == 200, 60, "the origin")
+    facility.remove(cold)
+
+
+def test_the_database_that_is_killed_comes_back_by_itself(facility: Facility, files) -> None:
+    before = facility.ssh("control", "systemctl show --property=MainPID 'postgresql@*'")
+    facility.ssh("control", "systemctl kill --signal=KILL 'postgresql@*'")
+    wait_until(
+        lambda: (
+            "online" in facility.ssh("control", "pg_lsclusters --no-header")
+            and facility.request("GET", "/healthz/ready").status == 200
+        ),
+        60,
+        "the database",
+    )
+    assert facility.ssh("control", "systemctl show --property=MainPID 'postgresql@*'") != before
+    all_there(facility, files[:3])
+
+
 def test_the_database_that_goes_away_is_told_and_comes_back(facility: Facility, files) -> None:
     facility.ssh("control", "systemctl stop 'postgresql@*'")
     wait_until(lambda: facility.request("GET", "/healthz/ready").status == 503, 10, "a 503")
@@ -194,6 +236,8 @@ def test_the_database_that_goes_away_is_told_and_comes_back(facility: Facility, 
     answer = facility.request("GET", f"/v1/products/{product['id']}", token=facility.operator)
     assert answer.status == 503
     assert b"catalog_unavailable" in answer.data
+    said = " ".join(facility.playbook("playbooks/health.yml", check=False).split())
+    assert re.search(r"NOT WELL: PostgreSQL \S+ main is down; systemctl start postgresql@", said)
     facility.ssh("control", "systemctl restart postgresql")
     wait_until(lambda: facility.request("GET", "/healthz/ready").status == 200, 30, "the API")
     all_there(facility, files[:3])

@@ -54,8 +54,10 @@ def test_a_second_run_changes_nothing(facility: Facility) -> None:
     assert set(changed(output).values()) == {0}
 
 
-def test_a_dry_run_of_a_built_facility_reports_no_change(facility: Facility) -> None:
-    output = facility.playbook("site.yml", "--check", "--diff")
+def test_a_dry_run_by_an_ordinary_user_of_a_built_facility_reports_no_change(
+    facility: Facility,
+) -> None:
+    output = facility.playbook("site.yml", "--check", "--diff", ordinary=True)
     assert changes(output) == []
     assert set(changed(output).values()) == {0}
     for name in ("s3_access_key", "s3_secret_key"):
@@ -78,6 +80,12 @@ REFUSALS = [
         {"ssd_volumes_list": [{"device": "/dev/nosuch", "path": "/srv/ssd"}]},
         ["/dev/nosuch", "no block device"],
     ),
+    (
+        {"alluxio_worker_ssd_size": "5GB"},
+        ["alluxio_worker_ssd_size is 5GB", "/dev/vdb has 4.00 GB", "Write 3GB or less"],
+    ),
+    # Each for itself would fit.
+    ({"alluxio_worker_heap": "2g", "alluxio_proxy_heap": "2g"}, ["of memory", "Alluxio proxy"]),
     ({"preflight_min_disk_mb": 99999999}, ["99999999 MB free"]),
 ]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
 
 import pytest
 
-from tests.support.local_facility import ADDRESSES, NODES, Facility
+from tests.support.local_facility import ADDRESSES, NODES, Facility, wait_until
 
 PORTS = [5432, 8080, 8404, 8443, 9090, 9100, 9180, 19200, 19998, 19999, 29999, 30000, 39999]
 #: From a node to another node, and from a node to the admin host.
@@ -29,6 +30,18 @@ def scan(facility: Facility, source: str, target: str) -> set[int]:
     return {int(line) for line in output.split()}
 
 
+def test_the_way_in_is_an_ordinary_user_with_sudo_and_root_is_refused(facility: Facility) -> None:
+    """What clouds' images are like: a facility that is built so needs root's login nowhere."""
+    config = ["-F", str(facility.directory / "ssh_config"), "-o", "BatchMode=yes"]
+    for host in ("control", *NODES):
+        done = subprocess.run(["ssh", *config, host, "id -un"], capture_output=True, text=True)
+        assert done.stdout.strip() == "admin"
+        done = subprocess.run(
+            ["ssh", *config, f"root@{host}", "id"], capture_output=True, text=True
+        )
+        assert done.returncode == 255 and "Permission denied" in done.stderr
+
+
 def test_a_node_reaches_what_it_needs_of_another_and_nothing_else(facility: Facility) -> None:
     assert scan(facility, "node1", "node2") == OPEN_BETWEEN_NODES
     assert scan(facility, "node3", "node1") == OPEN_BETWEEN_NODES
@@ -40,6 +53,48 @@ def test_a_stranger_reaches_the_balancers_and_nothing_else(facility: Facility) -
     for node in NODES:
         assert scan(facility, "s3", node) == {8443}
     assert scan(facility, "s3", "control") == set()
+
+
+def test_rules_that_somebody_flushes_come_back_and_health_misses_them(facility: Facility) -> None:
+    try:
+        facility.ssh("node2", "systemctl stop storage-manager-firewall-check.timer")
+        facility.ssh("node2", "nft flush ruleset")
+        assert scan(facility, "s3", "node2") > {8443}, "nothing was flushed"
+        output = " ".join(facility.playbook("playbooks/health.yml", check=False).split())
+        assert "NOT WELL: the firewall's table is gone" in output, output[-2000:]
+        # What the timer does every minute.
+        facility.ssh("node2", "systemctl start storage-manager-firewall-check.service")
+        assert scan(facility, "s3", "node2") == {8443}
+        # Debian's own unit flushes everything whatever it does.
+        for verb in ("start", "reload", "restart", "stop"):
+            facility.ssh("node2", f"systemctl {verb} nftables")
+            assert scan(facility, "s3", "node2") == {8443}, f"after {verb}"
+    finally:
+        facility.ssh("node2", "systemctl stop nftables; systemctl reload storage-manager-firewall")
+        facility.ssh("node2", "systemctl start storage-manager-firewall-check.timer")
+    assert scan(facility, "s3", "node2") == {8443}
+
+
+def test_the_rules_are_in_force_before_the_network_and_in_no_cycle_with_cloud_init(
+    facility: Facility,
+) -> None:
+    """cloud-init comes after the network and before sysinit.target: the rules may wait for neither."""
+    shown = facility.ssh(
+        "node1", "systemctl show --property=After,Before storage-manager-firewall.service"
+    )
+    orders = dict(line.split("=", 1) for line in shown.splitlines())
+    assert "network-pre.target" in orders["Before"].split()
+    late = {"basic.target", "sysinit.target", "network.target", "cloud-init.service"}
+    assert not late & set(orders["After"].split())
+
+
+def test_health_checks_that_are_well_fill_no_log(facility: Facility) -> None:
+    for _ in range(5):
+        assert facility.request("GET", "/healthz/ready").status == 200
+    found = facility.ssh(
+        "control", "journalctl -u storage-manager --since -1min --no-pager | grep -c healthz", False
+    )
+    assert found == "0"
 
 
 UNITS = {
@@ -123,8 +178,6 @@ def test_metrics_and_errors_tell_no_secret(facility: Facility) -> None:
 
 def test_every_target_is_watched(facility: Facility) -> None:
     import json
-
-    from tests.support.local_facility import wait_until
 
     def up() -> bool:
         text = facility.ssh(

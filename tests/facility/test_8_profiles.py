@@ -66,7 +66,8 @@ def solo(request: pytest.FixtureRequest, facility: Facility) -> Iterator[Solo]:
         "facility_profile": request.param,
         "facility_s3_prefix": store,
         "facility_nfs_path": f"/srv/share/{store}",
-        "ansible_user": "root",
+        "ansible_user": "admin",
+        "ansible_become": True,
         "ansible_ssh_common_args": f"-F {facility.directory}/ssh_config",
     }
     found = Solo(

@@ -60,7 +60,8 @@ def trio(facility: Facility) -> Iterator[Trio]:
     variables = {
         "facility_profile": "alluxio_nfs",
         "facility_nfs_path": "/srv/share/trio",
-        "ansible_user": "root",
+        "ansible_user": "admin",
+        "ansible_become": True,
         "ansible_ssh_common_args": f"-F {facility.directory}/ssh_config",
     }
     found = Trio(facility.directory)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +34,15 @@ ADDRESSES = {
 }
 NODES = ("node1", "node2", "node3")
 READY_SECONDS = 90.0
+_NOBODY_ID = 65534
+_NOBODY = [
+    f"--reuid={_NOBODY_ID}",
+    f"--regid={_NOBODY_ID}",
+    "--clear-groups",
+    "--inh-caps=-all,+dac_read_search",
+    "--ambient-caps=-all,+dac_read_search",
+    "--no-new-privs",
+]
 
 
 class Facility:
@@ -45,9 +56,13 @@ class Facility:
 
     # -- hosts -------------------------------------------------------------------------------
     def ssh(self, host: str, command: str, check: bool = True, timeout: float = 120) -> str:
-        """Run a shell command on a host; its output."""
+        """Run a shell command on a host as root, by the operator's sudo; its output.
+
+        The command comes in by stdin: in an argument it would be in sudo's journal.
+        """
         done = subprocess.run(
-            ["ssh", "-F", str(self.directory / "ssh_config"), host, command],
+            ["ssh", "-F", str(self.directory / "ssh_config"), host, "sudo -n bash -s"],
+            input=f"{{\n{command}\n}} </dev/null\n",
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -88,23 +103,60 @@ class Facility:
     def power_on(self, host: str) -> None:
         subprocess.run(["podman", "start", host], check=True, capture_output=True)
 
-    def playbook(self, *arguments: str, check: bool = True, inventory: str = "local") -> str:
+    def playbook(
+        self,
+        *arguments: str,
+        check: bool = True,
+        inventory: str = "local",
+        ordinary: bool = False,
+    ) -> str:
         """Run ``ansible-playbook`` with the local inventory; what it printed.
 
-        Without any inventory if it is empty.
+        Without any inventory if it is empty; as the user nobody, with nothing but a copy of the keys,
+        if ``ordinary``.
         """
+        # Nobody has sudo on the control side: what is delegated to it runs as who called.
+        folder = self.directory / "control-side"
+        folder.mkdir(exist_ok=True)
+        (folder / "sudo").write_text("#!/bin/sh\necho 'no sudo on the control host' >&2; exit 1\n")
+        (folder / "sudo").chmod(0o755)
         command = [str(Path(sys.executable).parent / "ansible-playbook")]
         command += ["-i", f"inventory/{inventory}"] if inventory else []
-        done = subprocess.run(
-            [*command, *arguments],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "LOCAL_HOSTS": str(self.directory), "ANSIBLE_NOCOLOR": "1"},
-        )
+        environment = {
+            **os.environ,
+            "LOCAL_HOSTS": str(self.directory),
+            "ANSIBLE_NOCOLOR": "1",
+            "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+        }
+        with tempfile.TemporaryDirectory() as home:
+            if ordinary:
+                environment |= {"HOME": home, "LOCAL_HOSTS": self._lent_to_nobody(Path(home))}
+                # Users who are somebody have a home directory.
+                environment["ANSIBLE_REMOTE_TMP"] = "/tmp/ansible-of-nobody"
+                # It may read what the tests' own user may, wherever the checkout is.
+                command = ["setpriv", *_NOBODY, *command]
+            done = subprocess.run(
+                [*command, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment
+            )
         if check and done.returncode != 0:
             raise AssertionError(done.stdout[-6000:] + done.stderr[-2000:])
         return done.stdout
+
+    def _lent_to_nobody(self, home: Path) -> str:
+        """A directory of the user nobody with what reaching the hosts needs."""
+        lent = home / "hosts"
+        lent.mkdir()
+        for name in ("id", "s3_access_key", "s3_secret_key"):
+            (lent / name).write_text((self.directory / name).read_text())
+        config = (self.directory / "ssh_config").read_text()
+        (lent / "ssh_config").write_text(config.replace(str(self.directory), str(lent)))
+        # The wheel that the facility was built with; a build of its own is not what is tried.
+        cache = Path(".cache/storage-manager/wheels")
+        shutil.copytree(Path.home() / cache, home / cache)
+        for path in (home, *home.rglob("*")):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+            os.chown(path, _NOBODY_ID, _NOBODY_ID)
+        return str(lent)
 
     # -- clients -----------------------------------------------------------------------------
     @property

@@ -23,8 +23,6 @@ SOURCES = {
     "openstack": "terraform-provider-openstack/openstack",
     "opentelekomcloud": "opentelekomcloud/opentelekomcloud",
 }
-#: Optional ones that the provider computes; the package that AWS's schema is from does not say.
-COMPUTED = {"aws_instance": ["private_ip", "availability_zone"]}
 CHANGEABLE = {"tags", "tags_all", "metadata"}
 NESTING = {"single": 1, "list": 2, "set": 3, "map": 4}
 
@@ -34,10 +32,6 @@ State = dict[str, Any]
 def schema(name: str) -> dict[str, Any]:
     """What ``terraform providers schema -json`` says of the resources in use."""
     found: dict[str, Any] = json.loads((HERE / "schemas" / f"{name}.json").read_text())
-    for kind, names in COMPUTED.items():
-        for attribute in names:
-            if kind in found["resource_schemas"]:
-                found["resource_schemas"][kind]["block"]["attributes"][attribute]["computed"] = True
     return found
 
 
@@ -78,6 +72,8 @@ class Nowhere:
             made["all_fixed_ips"] = [fixed or f"10.42.0.{last}"]
         if kind == "opentelekomcloud_evs_volume_v3":
             made["wwn"] = uuid.uuid4().hex
+        if kind.endswith("_networking_floatingip_v2"):
+            made["address"] = f"198.51.100.{uuid.uuid4().int % 200 + 20}"
         if kind == "opentelekomcloud_vpc_subnet_v1":
             made["network_id"] = made["subnet_id"] = str(uuid.uuid4())
         return made
@@ -124,10 +120,11 @@ class Ec2(Nowhere):
         return {"id": made["RouteTable"]["RouteTableId"]}
 
     def create_route(self, wanted: State) -> State:
+        gateways = {"GatewayId": wanted["gateway_id"], "NatGatewayId": wanted["nat_gateway_id"]}
         self.ec2.create_route(
             RouteTableId=wanted["route_table_id"],
             DestinationCidrBlock=wanted["destination_cidr_block"],
-            GatewayId=wanted["gateway_id"],
+            **{key: value for key, value in gateways.items() if value},
         )
         return {"id": f"r-{wanted['route_table_id']}"}
 
@@ -181,6 +178,29 @@ class Ec2(Nowhere):
         )
         return {"id": wanted["key_name"]}
 
+    def create_eip(self, wanted: State) -> State:
+        made = self.ec2.allocate_address(Domain=wanted["domain"])
+        if wanted["instance"]:
+            self.ec2.associate_address(
+                AllocationId=made["AllocationId"], InstanceId=wanted["instance"]
+            )
+        return {"id": made["AllocationId"], "public_ip": made["PublicIp"]}
+
+    def create_nat_gateway(self, wanted: State) -> State:
+        made = self.ec2.create_nat_gateway(
+            SubnetId=wanted["subnet_id"], AllocationId=wanted["allocation_id"]
+        )
+        return {"id": made["NatGateway"]["NatGatewayId"]}
+
+    def create_vpc_endpoint(self, wanted: State) -> State:
+        made = self.ec2.create_vpc_endpoint(
+            VpcId=wanted["vpc_id"],
+            ServiceName=wanted["service_name"],
+            VpcEndpointType=wanted["vpc_endpoint_type"],
+            RouteTableIds=wanted["route_table_ids"],
+        )
+        return {"id": made["VpcEndpoint"]["VpcEndpointId"]}
+
     def create_placement_group(self, wanted: State) -> State:
         return {"id": wanted["name"]}  # moto has none
 
@@ -217,6 +237,11 @@ class Ec2(Nowhere):
             Size=wanted["size"],
             VolumeType=wanted["type"],
             Encrypted=wanted["encrypted"],
+            **{
+                option: wanted[key]
+                for option, key in (("Iops", "iops"), ("Throughput", "throughput"))
+                if wanted[key]
+            },
         )
         return {"id": made["VolumeId"]}
 
@@ -257,6 +282,9 @@ class Ec2(Nowhere):
                 DestinationCidrBlock=state["destination_cidr_block"],
             ),
             "aws_route_table_association": lambda: ec2.disassociate_route_table(AssociationId=name),
+            "aws_eip": lambda: ec2.release_address(AllocationId=name),
+            "aws_nat_gateway": lambda: ec2.delete_nat_gateway(NatGatewayId=name),
+            "aws_vpc_endpoint": lambda: ec2.delete_vpc_endpoints(VpcEndpointIds=[name]),
             "aws_subnet": lambda: ec2.delete_subnet(SubnetId=name),
             "aws_security_group": lambda: ec2.delete_security_group(GroupId=name),
             "aws_vpc_security_group_ingress_rule": lambda: ec2.revoke_security_group_ingress(

@@ -1,8 +1,8 @@
 """Every cloud's environment, planned and applied: which resources live and which die.
 
 The clouds' own providers come from a registry that not every machine reaches. A stand-in serves their
-real schemas (see stand_in.py); for AWS it talks to a real moto server by EC2's API. Where the
-registry can be reached, `TERRAFORM_PROVIDERS=registry` runs the AWS tests with the real provider.
+real schemas (see stand_in.py); for AWS it talks to a real moto server by EC2's API. Where the machine
+has AWS's real provider, `TERRAFORM_PROVIDERS=FOLDER` (a filesystem mirror) runs a test with it as well.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ COMMON = {
 }
 PARTICULAR = {
     "aws": {"flavors": {"m5.xlarge": 16, "t3.medium": 4}},
-    "openstack": {"volume_type": "LUKS"},
+    "openstack": {
+        "volume_type": "LUKS",
+        "external_network_id": "5a1e7c1c-0000-4000-8000-000000000001",
+        "floating_pool": "public",
+    },
     "otc": {"auth_url": "https://iam.example.org/v3", "dns_servers": ["10.42.0.2"]},
 }
 FLAVOR = {"aws": "m5.xlarge", "openstack": "large", "otc": "large"}
@@ -42,9 +46,9 @@ ZONES = {
     "openstack": ["nova"],
     "otc": ["eu-de-01", "eu-de-02", "eu-de-03"],
 }
-#: The others' providers need a cloud to log in to.
-REAL = os.environ.get("TERRAFORM_PROVIDERS") == "registry"
-CLOUDS = ["aws"] if REAL else list(PARTICULAR)
+#: A folder of real providers (``HOST/NAMESPACE/TYPE/VERSION/...``), where the machine has one.
+MIRROR = os.environ.get("TERRAFORM_PROVIDERS")
+CLOUDS = list(PARTICULAR)
 
 
 class Environment:
@@ -55,9 +59,14 @@ class Environment:
         copy = folder / "terraform"
         shutil.copytree(TERRAFORM, copy, ignore=shutil.ignore_patterns(".terraform", "*.tfstate*"))
         self.folder = copy / "environments" / cloud
-        variables = {**COMMON, **PARTICULAR[cloud], **more}
-        (self.folder / "ours.auto.tfvars.json").write_text(json.dumps(variables))
-        self.run("init" if REAL else "get")
+        self.given = {**COMMON, **PARTICULAR[cloud], **more}
+        self.variables()
+        self.run("get")
+
+    def variables(self, **changed: Any) -> None:
+        """The environment's variables, those of its first plan with these changes."""
+        text = json.dumps({**self.given, **changed})
+        (self.folder / "ours.auto.tfvars.json").write_text(text)
 
     def run(self, *arguments: str, ok: bool = True) -> str:
         code, said = terraform(self.folder, arguments[0], *arguments[1:])
@@ -98,9 +107,6 @@ class Environment:
 
 @pytest.fixture(scope="module", autouse=True)
 def providers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    if REAL:
-        yield
-        return
     before = os.environ.get("TF_CLI_CONFIG_FILE")
     configuration = stand_in.install(tmp_path_factory.mktemp("providers"))
     os.environ["TF_CLI_CONFIG_FILE"] = str(configuration)
@@ -161,7 +167,9 @@ def test_growing_makes_just_the_named_nodes_and_shrinking_takes_just_them(
     grown = environment.apply()["nodes"]["value"]
     assert {name: grown[name] for name in first["nodes"]["value"]} == first["nodes"]["value"]
     if environment.cloud == "aws":
-        assert running(moto) == {"control", "node1", "node2", "node3", "node4", "node5"}
+        assert running(moto) == {
+            "storage-bastion", "control", "node1", "node2", "node3", "node4", "node5"
+        }  # fmt: skip
 
     environment.nodes("node3", "node5")
     plan = environment.plan()
@@ -173,7 +181,7 @@ def test_growing_makes_just_the_named_nodes_and_shrinking_takes_just_them(
     left = environment.apply()["nodes"]["value"]
     assert left == {name: grown[name] for name in ("control", "node3", "node5")}
     if environment.cloud == "aws":
-        assert running(moto) == {"control", "node3", "node5"}
+        assert running(moto) == {"storage-bastion", "control", "node3", "node5"}
         assert volumes(moto) == {"control-journal0", "node3-ssd0", "node5-ssd0"}
     environment.run("destroy", "-input=false", "-auto-approve", "-no-color")
     if environment.cloud == "aws":
@@ -182,6 +190,40 @@ def test_growing_makes_just_the_named_nodes_and_shrinking_takes_just_them(
         assert not ec2(moto).describe_vpcs(
             Filters=[{"Name": "is-default", "Values": ["false"]}]
         )["Vpcs"]  # fmt: skip
+
+
+@pytest.mark.skipif(MIRROR is None, reason="TERRAFORM_PROVIDERS names no folder of providers")
+@pytest.mark.timeout(1200)
+def test_the_real_provider_of_aws_makes_grows_and_unmakes_a_facility(
+    tmp_path: Path, moto: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configuration = tmp_path / "terraform.rc"
+    configuration.write_text(
+        f'provider_installation {{\n  filesystem_mirror {{\n    path = "{MIRROR}"\n  }}\n}}\n'
+    )
+    monkeypatch.setenv("TF_CLI_CONFIG_FILE", str(configuration))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    # moto has no placement groups.
+    environment = Environment("aws", tmp_path, {"endpoint": moto, "placement": "none"})
+    environment.run("init", "-input=false")
+    environment.nodes("node1")
+    environment.plan()
+    first = environment.apply()["nodes"]["value"]
+    assert kinds(environment.plan()) == {}, "a second plan would change something"
+    environment.nodes("node1", "node2")
+    plan = environment.plan()
+    assert kinds(plan) == {"create": {"node2"}}
+    grown = environment.apply()["nodes"]["value"]
+    assert {name: grown[name] for name in first} == first
+    environment.nodes("node2")
+    plan = environment.plan()
+    assert plan_check.refusals(plan, set(), set())
+    assert plan_check.refusals(plan, {"node1"}, set()) == []
+    environment.apply()
+    assert running(moto) == {"storage-bastion", "control", "node2"}
+    environment.run("destroy", "-input=false", "-auto-approve", "-no-color")
+    assert running(moto) == set()
 
 
 def test_a_machine_that_is_replaced_leaves_its_volumes_and_its_neighbours_alone(
@@ -267,15 +309,137 @@ def test_aws_lets_in_ssh_from_operators_and_clients_to_the_balancers_and_nothing
     groups = ec2(moto).describe_security_groups(
         Filters=[{"Name": "group-name", "Values": ["open-node"]}]
     )["SecurityGroups"]
-    assert len(groups) == 1
+    bastions = ec2(moto).describe_security_groups(
+        Filters=[{"Name": "group-name", "Values": ["open-bastion"]}]
+    )["SecurityGroups"]
+    assert len(groups) == len(bastions) == 1
     found = set()
     for rule in groups[0]["IpPermissions"]:
         for network in rule["IpRanges"]:
             found.add((rule["FromPort"], rule["ToPort"], network["CidrIp"]))
         for pair in rule["UserIdGroupPairs"]:
-            assert pair["GroupId"] == groups[0]["GroupId"]
-    assert found == {(22, 22, "198.51.100.0/24"), (8443, 8443, "203.0.113.0/24")}
+            if pair["GroupId"] != groups[0]["GroupId"]:
+                assert pair["GroupId"] == bastions[0]["GroupId"]
+                found.add((rule["FromPort"], rule["ToPort"], "bastion"))
+    assert found == {(22, 22, "bastion"), (8443, 8443, "203.0.113.0/24")}
+    assert [
+        (rule["FromPort"], rule["ToPort"], [item["CidrIp"] for item in rule["IpRanges"]])
+        for rule in bastions[0]["IpPermissions"]
+    ] == [(22, 22, ["198.51.100.0/24"])]
     environment.run("destroy", "-input=false", "-auto-approve", "-no-color")
+
+
+def test_nodes_are_reached_and_reach_out_by_every_way_in(
+    environment: Environment, moto: str
+) -> None:
+    """With a bastion, with public addresses, and from inside: packages and bucket are in reach."""
+    environment.nodes("node1")
+    for access in ("bastion", "public", "private"):
+        environment.variables(access=access)
+        environment.plan()
+        made = environment.apply()
+        contract = json.loads((TERRAFORM / "contract.schema.json").read_text())
+        jsonschema.validate({name: item["value"] for name, item in made.items()}, contract)
+        facility, nodes = made["facility"]["value"], made["nodes"]["value"]
+        shared = inventory.inventory(made)["all"]["vars"]
+        assert bool(facility["bastion"]) is (access == "bastion")
+        if access == "bastion":
+            jump = f"-o ProxyJump=ansible@{facility['bastion']['address']}"
+            assert shared["ansible_ssh_common_args"] == jump
+        hosts = inventory.inventory(made)["_meta"]["hostvars"]
+        for name, node in nodes.items():
+            assert bool(node["public_address"]) is (access == "public")
+            reached = node["public_address"] if access == "public" else node["address"]
+            assert hosts[name]["ansible_host"] == reached
+        if environment.cloud == "aws":
+            assert way_out(moto) == ("igw" if access == "public" else "nat", "s3")
+        elif environment.cloud == "otc":
+            kept = environment.run("state", "list")
+            assert ("opentelekomcloud_nat_snat_rule_v2.this" in kept) is (access != "public")
+        else:
+            assert "router_interface_v2.this" in environment.run("state", "list")
+    environment.run("destroy", "-input=false", "-auto-approve", "-no-color")
+
+
+def way_out(moto: str) -> tuple[str, str]:
+    """Where the nodes' route to everywhere leads, and the service that is reached without it."""
+    client = ec2(moto)
+    tables = client.describe_route_tables(Filters=[{"Name": "tag:Name", "Values": ["storage"]}])[
+        "RouteTables"
+    ]
+    assert len(tables) == 1
+    route = next(
+        item
+        for item in tables[0]["Routes"]
+        if item.get("DestinationCidrBlock") == "0.0.0.0/0"
+    )  # fmt: skip
+    gateway = route.get("GatewayId") or route.get("NatGatewayId")
+    endpoints = [
+        item
+        for item in client.describe_vpc_endpoints()["VpcEndpoints"]
+        if item["RouteTableIds"] == [tables[0]["RouteTableId"]] and item["State"] != "deleted"
+    ]
+    assert len(endpoints) == 1
+    return gateway.split("-")[0], endpoints[0]["ServiceName"].rpartition(".")[2]
+
+
+def test_processors_networks_are_opened_at_the_cloud_as_in_the_hosts_own_firewall(
+    environment: Environment,
+) -> None:
+    environment.variables(processor_cidrs=["10.1.0.0/16"])
+    rules = planned(
+        environment,
+        "aws_vpc_security_group_ingress_rule",
+        "openstack_networking_secgroup_rule_v2",
+        "opentelekomcloud_networking_secgroup_rule_v2",
+    )
+    opened = {
+        rule.get("from_port", rule.get("port_range_min"))
+        for rule in rules
+        if rule.get("cidr_ipv4", rule.get("remote_ip_prefix")) == "10.1.0.0/16"
+    }
+    assert opened == {19998, 29999}
+
+
+def test_aws_volumes_are_faster_than_the_bucket_and_more_than_seven_nodes_of_a_zone_are_told(
+    tmp_path: Path, moto: str
+) -> None:
+    environment = Environment("aws", tmp_path, {"endpoint": moto})
+    ssds = [item for item in planned(environment, "aws_ebs_volume") if item["size"] == 250]
+    assert {(item["iops"], item["throughput"]) for item in ssds} == {(3000, 500)}
+    environment.variables(instance_profile="storage-node")
+    profiles = {
+        item["iam_instance_profile"]
+        for item in planned(environment, "aws_instance")
+        if item["tags"]["Name"] != "storage-bastion"
+    }
+    assert profiles == {"storage-node"}
+    environment.variables(ssd_throughput=1000)
+    environment.run("plan", "-input=false", "-no-color", ok=False)
+    environment.variables(ssd_throughput=1000, ssd_iops=4000)
+    many = {f"n{number}": {"flavor": "m5.xlarge", "zone": "eu-central-1b"} for number in range(8)}
+    environment.nodes(**many)
+    said = environment.run("plan", "-input=false", "-no-color", ok=False)
+    assert "at most seven nodes for each zone: eu-central-1b has 8" in " ".join(said.split())
+    environment.variables(ssd_throughput=1000, ssd_iops=4000, placement="partition")
+    environment.plan()
+    environment.variables(ssd_throughput=1000, ssd_iops=4000, placement="none")
+    environment.plan()
+
+
+def test_openstack_volumes_are_made_in_the_zone_of_their_node(tmp_path: Path) -> None:
+    environment = Environment("openstack", tmp_path, {"volume_zones": {"nova": "ceph"}})
+    volumes = planned(environment, "openstack_blockstorage_volume_v3")
+    assert {item["availability_zone"] for item in volumes} == {"ceph"}
+
+
+def test_openstack_says_what_public_addresses_need(tmp_path: Path) -> None:
+    environment = Environment("openstack", tmp_path, {"floating_pool": None})
+    environment.nodes("node1")
+    said = environment.run("plan", "-input=false", "-no-color", ok=False)
+    assert "Write floating_pool" in " ".join(said.split())
+    environment.variables(access="private", floating_pool=None, external_network_id=None)
+    environment.plan()
 
 
 def planned(environment: Environment, *kinds: str) -> list[dict[str, Any]]:
@@ -304,10 +468,10 @@ def test_only_ssh_and_the_balancers_are_open_and_only_to_stated_networks(
             rule.get("cidr_ipv4", rule.get("remote_ip_prefix")),
         )
         for rule in rules
-        if rule["name"] != "inside"
+        if rule["name"] not in ("inside", "jump")
     }
     assert found == {(22, 22, "198.51.100.0/24"), (8443, 8443, "203.0.113.0/24")}
-    assert len(rules) == 3
+    assert sorted(rule["name"] for rule in rules) == ["balancer", "bastion", "inside", "jump"]
 
 
 def test_every_data_volume_is_a_resource_of_its_own_and_encrypted(environment: Environment) -> None:
@@ -351,6 +515,8 @@ def test_nodes_are_kept_on_different_machines(environment: Environment) -> None:
         "opentelekomcloud_compute_instance_v2",
     )
     for machine in planned(environment, *kinds):
+        if machine.get("name") == "bastion" or "bastion" in str(machine.get("tags")):
+            continue
         # The group's id is known after it was made; that of AWS is its name.
         named = machine.get("placement_group") == "storage-apart"
         assert named or "scheduler_hints" in machine

@@ -120,6 +120,36 @@ def test_the_inventory_has_the_groups_of_site_yml_with_volumes_and_tiers() -> No
     assert "ssd_volumes_list" not in found["_meta"]["hostvars"]["control"]
 
 
+def test_the_inventory_goes_through_the_bastion_and_opens_what_the_cloud_opens() -> None:
+    given = outputs()
+    given["facility"]["value"] |= {
+        "bastion": {"address": "198.51.100.9", "user": "ansible"},
+        "networks": {"clients": ["203.0.113.0/24"], "processors": ["10.1.0.0/16"]},
+    }
+    found = inventory.inventory(given)
+    assert found["all"]["vars"] == {
+        "ansible_ssh_common_args": "-o ProxyJump=ansible@198.51.100.9",
+        "firewall_client_networks": ["203.0.113.0/24"],
+        "firewall_processor_networks": ["10.1.0.0/16"],
+    }
+    given["facility"]["value"]["bastion"] = None
+    assert "ansible_ssh_common_args" not in inventory.inventory(given)["all"]["vars"]
+
+
+def test_a_reader_that_has_read_enough_of_the_inventory_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "outputs.json").write_text(json.dumps(outputs()))
+    program = tmp_path / "terraform"
+    program.write_text(f"#!/bin/sh\ncat {tmp_path}/outputs.json\n")
+    program.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} {ROOT}/inventory/terraform.py --list | true"],
+        capture_output=True,
+        text=True,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "TERRAFORM_ENVIRONMENT": str(tmp_path)},
+    )
+    assert done.stderr == ""
+
+
 def test_an_environment_without_nodes_stops_ansible_with_a_sentence(tmp_path: Path) -> None:
     for named, sentence in (("", "Set TERRAFORM_ENVIRONMENT"), (str(tmp_path), "")):
         done = subprocess.run(
@@ -167,6 +197,40 @@ def test_the_guard_lets_through_what_was_asked_for_and_nothing_else(
     plan: dict, removed: set, replaced: set, problems: int
 ) -> None:
     assert len(plan_check.refusals(plan, removed, replaced)) == problems
+
+
+def test_the_guard_lets_one_node_stop_at_a_time() -> None:
+    def resized(*names: str) -> dict[str, Any]:
+        plan = planned(
+            *(
+                (f'module.node["{name}"].aws_instance.this', "aws_instance", ["update"])
+                for name in names
+            )
+        )
+        for change in plan["resource_changes"]:
+            change["change"] |= {
+                "before": {"instance_type": "m6i.xlarge", "tags": {}},
+                "after": {"instance_type": "m6i.2xlarge", "tags": {}},
+            }
+        return plan
+
+    assert plan_check.refusals(resized("node1"), set(), set()) == []
+    refused = plan_check.refusals(resized("node1", "node2"), set(), set())
+    assert len(refused) == 1 and "stop node1, node2 at once" in refused[0]
+    tagged = resized("node1", "node2")
+    for change in tagged["resource_changes"]:
+        change["change"]["after"] = {"instance_type": "m6i.xlarge", "tags": {"a": "b"}}
+    assert plan_check.refusals(tagged, set(), set()) == []
+
+
+def test_the_guard_lets_a_rule_go_that_is_named_and_never_data() -> None:
+    rule = 'aws_vpc_security_group_ingress_rule.balancer["203.0.113.0/24"]'
+    plan = planned((rule, "aws_vpc_security_group_ingress_rule", ["delete"]))
+    assert len(plan_check.refusals(plan, set(), set())) == 1
+    assert plan_check.refusals(plan, set(), set(), frozenset({rule})) == []
+    for address in (SSD2, NODE2):
+        plan = planned((address, "aws_ebs_volume", ["delete"]))
+        assert len(plan_check.refusals(plan, set(), set(), frozenset({address}))) == 1
 
 
 def test_the_guard_names_the_data_volume(tmp_path: Path) -> None:

@@ -19,10 +19,17 @@ resource "aws_key_pair" "operator" {
   public_key = var.ssh_keys[0]
 }
 
-# Never two on one machine; at most seven for each zone (Amazon's limit of spread groups).
 resource "aws_placement_group" "apart" {
-  name     = "${var.name}-apart"
-  strategy = "spread"
+  count = var.placement == "none" ? 0 : 1
+
+  name            = "${var.name}-apart"
+  strategy        = var.placement
+  partition_count = var.placement == "partition" ? 7 : null
+}
+
+moved {
+  from = aws_placement_group.apart
+  to   = aws_placement_group.apart[0]
 }
 
 module "node" {
@@ -35,5 +42,9 @@ module "node" {
   image              = var.image
   subnet_id          = aws_subnet.this[each.value.zone].id
   security_group_ids = [aws_security_group.node.id]
-  placement_group    = aws_placement_group.apart.name
+  placement_group    = one(aws_placement_group.apart[*].name)
+  public             = var.access == "public"
+  instance_profile   = var.instance_profile
+  ssd_iops           = var.ssd_iops
+  ssd_throughput     = var.ssd_throughput
 }

@@ -5,5 +5,10 @@ output "nodes" {
 
 output "facility" {
   description = "What Ansible needs to know of the facility as a whole."
-  value       = { environment = "aws", ssh_user = "ansible" }
+  value = {
+    environment = "aws"
+    ssh_user    = "ansible"
+    bastion     = one([for address in aws_eip.bastion : { address = address.public_ip, user = "ansible" }])
+    networks    = { clients = var.client_cidrs, processors = var.processor_cidrs }
+  }
 }

@@ -7,7 +7,6 @@ provider "aws" {
   region                      = var.region
   skip_credentials_validation = local.emulated
   skip_metadata_api_check     = local.emulated
-  skip_requesting_account_id  = local.emulated
   s3_use_path_style           = local.emulated
   max_retries                 = local.emulated ? 2 : null
 

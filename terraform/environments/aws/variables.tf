@@ -47,6 +47,71 @@ variable "client_cidrs" {
   type        = set(string)
 }
 
+variable "processor_cidrs" {
+  description = "Networks of processors that use Alluxio's Java client: they read everything without a token."
+  type        = set(string)
+  default     = []
+}
+
+variable "access" {
+  description = "How operators and clients come to the nodes: bastion (a small host with a public address, for ssh), public (every node has a public address), private (by a VPN or a peering of yours)."
+  type        = string
+  default     = "bastion"
+
+  validation {
+    condition     = contains(["bastion", "public", "private"], var.access)
+    error_message = "access is ${var.access}. Write bastion, public or private."
+  }
+}
+
+variable "bastion_flavor" {
+  description = "Flavour of the bastion."
+  type        = string
+  default     = "t3.micro"
+}
+
+variable "instance_profile" {
+  description = "Instance profile of the nodes, e.g. for the session manager; null: none."
+  type        = string
+  default     = null
+}
+
+variable "ssd_iops" {
+  description = "Operations per second of each SSD volume."
+  type        = number
+  default     = 3000
+}
+
+variable "ssd_throughput" {
+  description = "MiB per second of each SSD volume; what gp3 gives by default (125) is slower than S3."
+  type        = number
+  default     = 500
+
+  validation {
+    condition     = var.ssd_throughput >= 125 && var.ssd_throughput <= 1000
+    error_message = "ssd_throughput is ${var.ssd_throughput}. gp3 gives 125 to 1000 MiB/s."
+  }
+  validation {
+    condition     = var.ssd_throughput <= var.ssd_iops / 4
+    error_message = "ssd_throughput is ${var.ssd_throughput}: gp3 gives a quarter MiB/s for each operation per second. Write ssd_iops = ${var.ssd_throughput * 4} or more."
+  }
+}
+
+variable "placement" {
+  description = "How nodes are kept apart: spread (never two on one machine, at most seven for each zone), partition (seven racks for each zone), none."
+  type        = string
+  default     = "spread"
+
+  validation {
+    condition     = contains(["spread", "partition", "none"], var.placement)
+    error_message = "placement is ${var.placement}. Write spread, partition or none."
+  }
+  validation {
+    condition     = var.placement != "spread" || alltrue([for zone in var.zones : length([for node in var.nodes : node if node.zone == zone]) <= 7])
+    error_message = "A spread group holds at most seven nodes for each zone: ${join(", ", [for zone in var.zones : "${zone} has ${length([for node in var.nodes : node if node.zone == zone])}" if length([for node in var.nodes : node if node.zone == zone]) > 7])}. Use more zones, or write placement = \"partition\"."
+  }
+}
+
 variable "region" {
   description = "Region of the facility."
   type        = string

@@ -5,5 +5,5 @@ output "nodes" {
 
 output "facility" {
   description = "What Ansible needs to know of the facility as a whole."
-  value       = { environment = "local", ssh_user = "root" }
+  value       = { environment = "local", ssh_user = "admin" }
 }

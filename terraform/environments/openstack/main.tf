@@ -36,4 +36,9 @@ module "node" {
   security_group_ids = [openstack_networking_secgroup_v2.node.id]
   server_group_id    = openstack_compute_servergroup_v2.apart.id
   volume_type        = var.volume_type
+  volume_zone        = lookup(var.volume_zones, each.value.zone, each.value.zone)
+  public             = var.access == "public"
+  floating_pool      = var.floating_pool
+
+  depends_on = [openstack_networking_router_interface_v2.this]
 }

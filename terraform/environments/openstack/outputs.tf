@@ -5,5 +5,10 @@ output "nodes" {
 
 output "facility" {
   description = "What Ansible needs to know of the facility as a whole."
-  value       = { environment = "openstack", ssh_user = "ansible" }
+  value = {
+    environment = "openstack"
+    ssh_user    = "ansible"
+    bastion     = one([for address in openstack_networking_floatingip_v2.bastion : { address = address.address, user = "ansible" }])
+    networks    = { clients = var.client_cidrs, processors = var.processor_cidrs }
+  }
 }

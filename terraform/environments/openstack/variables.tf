@@ -47,6 +47,50 @@ variable "client_cidrs" {
   type        = set(string)
 }
 
+variable "processor_cidrs" {
+  description = "Networks of processors that use Alluxio's Java client: they read everything without a token."
+  type        = set(string)
+  default     = []
+}
+
+variable "access" {
+  description = "How operators and clients come to the nodes: bastion (a small host with a public address, for ssh), public (every node has a public address), private (by a VPN or a peering of yours)."
+  type        = string
+  default     = "bastion"
+
+  validation {
+    condition     = contains(["bastion", "public", "private"], var.access)
+    error_message = "access is ${var.access}. Write bastion, public or private."
+  }
+
+  validation {
+    condition     = var.access == "private" || var.floating_pool != null
+    error_message = "access = \"${var.access}\" needs public addresses. Write floating_pool, the name of the external network (openstack network list --external), or access = \"private\"."
+  }
+  validation {
+    condition     = var.access == "private" || var.network != null || var.external_network_id != null
+    error_message = "access = \"${var.access}\" needs a router: write external_network_id, the id of the external network (openstack network list --external), or access = \"private\"."
+  }
+}
+
+variable "bastion_flavor" {
+  description = "Flavour of the bastion; null: that of flavors with the least memory."
+  type        = string
+  default     = null
+}
+
+variable "floating_pool" {
+  description = "Name of the external network that public addresses come from; null: there are none."
+  type        = string
+  default     = null
+}
+
+variable "volume_zones" {
+  description = "Cinder's zone for each of the zones, where the two have different names."
+  type        = map(string)
+  default     = {}
+}
+
 variable "zones" {
   description = "Availability zones that may be used."
   type        = set(string)

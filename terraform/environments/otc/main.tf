@@ -36,4 +36,5 @@ module "node" {
   security_group_ids = [opentelekomcloud_networking_secgroup_v2.node.id]
   server_group_id    = opentelekomcloud_compute_servergroup_v2.apart.id
   kms_id             = opentelekomcloud_kms_key_v1.volumes.id
+  public             = var.access == "public"
 }

@@ -47,6 +47,29 @@ variable "client_cidrs" {
   type        = set(string)
 }
 
+variable "processor_cidrs" {
+  description = "Networks of processors that use Alluxio's Java client: they read everything without a token."
+  type        = set(string)
+  default     = []
+}
+
+variable "access" {
+  description = "How operators and clients come to the nodes: bastion (a small host with a public address, for ssh), public (every node has a public address), private (by a VPN or a peering of yours)."
+  type        = string
+  default     = "bastion"
+
+  validation {
+    condition     = contains(["bastion", "public", "private"], var.access)
+    error_message = "access is ${var.access}. Write bastion, public or private."
+  }
+}
+
+variable "bastion_flavor" {
+  description = "Flavour of the bastion; null: that of flavors with the least memory."
+  type        = string
+  default     = null
+}
+
 variable "zones" {
   description = "Availability zones that may be used."
   type        = set(string)

@@ -7,6 +7,7 @@ resource "aws_instance" "this" {
   vpc_security_group_ids = var.security_group_ids
   key_name               = var.key_name
   placement_group        = var.placement_group
+  iam_instance_profile   = var.instance_profile
   user_data_base64       = base64gzip(var.user_data)
   tags                   = { Name = var.node.name, Roles = join(",", var.node.roles) }
 
@@ -32,6 +33,8 @@ resource "aws_ebs_volume" "data" {
   availability_zone = var.node.zone
   size              = each.value.size_gib
   type              = var.volume_type
+  iops              = each.value.purpose == "ssd" ? var.ssd_iops : null
+  throughput        = each.value.purpose == "ssd" ? var.ssd_throughput : null
   encrypted         = true
   tags              = { Name = "${var.node.name}-${each.key}", Node = var.node.name, Purpose = each.value.purpose }
 }
@@ -44,4 +47,13 @@ resource "aws_volume_attachment" "data" {
   volume_id                      = aws_ebs_volume.data[each.key].id
   instance_id                    = aws_instance.this.id
   stop_instance_before_detaching = true
+}
+
+# Its address stays when the instance is replaced or stopped.
+resource "aws_eip" "this" {
+  count = var.public ? 1 : 0
+
+  domain   = "vpc"
+  instance = aws_instance.this.id
+  tags     = { Name = var.node.name }
 }

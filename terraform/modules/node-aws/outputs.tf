@@ -5,8 +5,10 @@ output "node" {
     roles   = var.node.roles
     id      = aws_instance.this.id
     address = aws_instance.this.private_ip
-    zone    = var.node.zone
-    tiers   = var.node.tiers
+    # Null: it is reached by the bastion or a VPN.
+    public_address = one(aws_eip.this[*].public_ip)
+    zone           = var.node.zone
+    tiers          = var.node.tiers
     volumes = { for key, volume in aws_ebs_volume.data : key => {
       id       = volume.id
       purpose  = var.node.volumes[key].purpose

@@ -43,6 +43,26 @@ variable "volume_type" {
 }
 
 variable "placement_group" {
-  description = "Placement group that keeps the nodes on different machines."
+  description = "Placement group that keeps the nodes on different machines; null: none."
   type        = string
+}
+
+variable "public" {
+  description = "Whether the node has a public address."
+  type        = bool
+}
+
+variable "instance_profile" {
+  description = "Name of the instance profile; null: none."
+  type        = string
+}
+
+variable "ssd_iops" {
+  description = "Operations per second of the SSD volume."
+  type        = number
+}
+
+variable "ssd_throughput" {
+  description = "MiB per second of the SSD volume."
+  type        = number
 }

@@ -40,8 +40,14 @@ resource "openstack_blockstorage_volume_v3" "data" {
   name                 = "${var.node.name}-${each.key}"
   size                 = each.value.size_gib
   volume_type          = var.volume_type
+  availability_zone    = var.volume_zone
   enable_online_resize = true
   metadata             = { node = var.node.name, purpose = each.value.purpose }
+
+  lifecycle {
+    # A volume that was made elsewhere is never replaced for it.
+    ignore_changes = [availability_zone]
+  }
 }
 
 resource "openstack_compute_volume_attach_v2" "data" {
@@ -49,4 +55,12 @@ resource "openstack_compute_volume_attach_v2" "data" {
 
   instance_id = openstack_compute_instance_v2.this.id
   volume_id   = openstack_blockstorage_volume_v3.data[each.key].id
+}
+
+# Its address stays when the server is replaced or stopped.
+resource "openstack_networking_floatingip_v2" "this" {
+  count = var.public ? 1 : 0
+
+  pool    = var.floating_pool
+  port_id = openstack_networking_port_v2.this.id
 }

@@ -5,8 +5,10 @@ output "node" {
     roles   = var.node.roles
     id      = openstack_compute_instance_v2.this.id
     address = openstack_networking_port_v2.this.all_fixed_ips[0]
-    zone    = var.node.zone
-    tiers   = var.node.tiers
+    # Null: it is reached by the bastion or a VPN.
+    public_address = one(openstack_networking_floatingip_v2.this[*].address)
+    zone           = var.node.zone
+    tiers          = var.node.tiers
     volumes = { for key, volume in openstack_blockstorage_volume_v3.data : key => {
       id       = volume.id
       purpose  = var.node.volumes[key].purpose

@@ -45,3 +45,18 @@ variable "volume_type" {
   description = "Cinder volume type; encryption is a property of the type."
   type        = string
 }
+
+variable "public" {
+  description = "Whether the node has a public address."
+  type        = bool
+}
+
+variable "floating_pool" {
+  description = "Name of the external network that public addresses come from; null: there are none."
+  type        = string
+}
+
+variable "volume_zone" {
+  description = "Cinder's zone of the data volumes: that of the node, which could not reach another one's."
+  type        = string
+}

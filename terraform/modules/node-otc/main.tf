@@ -61,3 +61,10 @@ resource "opentelekomcloud_compute_volume_attach_v2" "data" {
   instance_id = opentelekomcloud_compute_instance_v2.this.id
   volume_id   = opentelekomcloud_evs_volume_v3.data[each.key].id
 }
+
+# Its address stays when the server is replaced or stopped.
+resource "opentelekomcloud_networking_floatingip_v2" "this" {
+  count = var.public ? 1 : 0
+
+  port_id = opentelekomcloud_networking_port_v2.this.id
+}

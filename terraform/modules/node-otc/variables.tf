@@ -45,3 +45,8 @@ variable "kms_id" {
   description = "Key that encrypts the volumes."
   type        = string
 }
+
+variable "public" {
+  description = "Whether the node has a public address."
+  type        = bool
+}
