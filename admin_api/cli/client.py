@@ -203,8 +203,8 @@ class Client:
                 EXIT_NOT_ALLOWED,
             ) from error
         except UnicodeDecodeError:
-            token = ""
-        if not token.isprintable() or not token or " " in token:
+            token = None
+        if not token or not token.isprintable() or " " in token:
             raise Failure(
                 f"{shown(self.token_file)} holds no token: one line of letters, digits, '.', '-' "
                 "and '_', as `storage-manager token` prints it.",
