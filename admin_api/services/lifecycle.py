@@ -601,11 +601,14 @@ def discard(
 ) -> None:
     """Leave nothing of an attempt of this process: exactly ``keys``, which it has written, go.
 
+    Unless it may have been committed: a commit whose outcome is not known is settled later.
     What cannot be removed now is housekeeping's.
     """
     try:
         with facility.catalog.writing() as session:
             given_up = _give_up(session, _is(attempt, State.RECEIVING), actor, cause)
+            if not given_up and not _is_dead(session, attempt):
+                return
         if not attempt.registered:
             facility.storage.delete_many(keys)
         if given_up:
@@ -613,6 +616,17 @@ def discard(
                 _bury(session, attempt.pk, 0)
     except StorageManagerError:
         log.exception("leftovers stay for housekeeping", extra={"pk": attempt.pk})
+
+
+def _is_dead(session: Session, attempt: ProductEntry) -> bool:
+    """Whether somebody else has given the attempt up for good."""
+    now = entries.product(session, attempt.pk)
+    return (
+        now is not None
+        and now.attempt == attempt.attempt
+        and now.available_at is None
+        and now.state in (State.REMOVING, State.REMOVED)
+    )
 
 
 def expire(facility: Facility, attempt: ProductEntry, cause: str, stale: datetime | None) -> bool:
@@ -893,13 +907,18 @@ def forget(facility: Facility, before: datetime, at_once: int) -> int:
         found = entries.all_of(
             ProductEntry, session, entries.products().where(*failed).limit(at_once)
         )
+    swept = []
     for product in found:
-        if not product.registered and product.removed_cause not in (None, _TAKEN):
-            _clear(facility, product, ())
+        try:
+            if product.removed_cause not in (None, _TAKEN):
+                _clear(facility, product, ())
+            swept.append(product.pk)
+        except StorageManagerError:
+            log.exception("a failed attempt is kept in mind", extra={"pk": product.pk})
     with facility.catalog.writing() as session:
         gone = session.execute(
             delete(Product)
-            .where(Product.pk.in_([product.pk for product in found]), *failed)
+            .where(Product.pk.in_(swept), *failed)
             .returning(Product.name, Product.generation)
             .execution_options(synchronize_session=False)
         ).all()

@@ -8,6 +8,7 @@ Called by ``web/uploads.py``.
 from __future__ import annotations
 
 import contextlib
+import logging
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from admin_api.errors import (
     InvalidKey,
     NotFound,
     ProductExists,
+    StorageManagerError,
     TooLarge,
 )
 from admin_api.keys import check_key, join
@@ -39,6 +41,8 @@ from admin_api.services.reception import check_digest
 from admin_api.services.sources import SourceFile
 from admin_api.services.unpacking import receive_archive, require_named_mission
 from admin_api.services.wishes import Expected, Level, Outcome, Policy, Result, Wish
+
+log = logging.getLogger(__name__)
 
 
 def receive(
@@ -357,8 +361,12 @@ def expire(facility: Facility, at_once: int) -> int:
         ).all()
     for upload_id, *columns in over:
         attempt = ProductEntry(*columns)
-        if attempt.state == State.RECEIVING:
-            lifecycle.expire(facility, attempt, "upload expired", None)
+        try:
+            if attempt.state == State.RECEIVING:
+                lifecycle.expire(facility, attempt, "upload expired", None)
+        except StorageManagerError:
+            log.exception("an expired upload stays for the next round", extra={"upload": upload_id})
+            continue
         with facility.catalog.writing() as session:
             session.execute(delete(Upload).where(Upload.id == upload_id))
     return len(over)

@@ -359,6 +359,31 @@ def test_a_change_that_could_not_be_recorded_is_recorded_by_housekeeping(
     assert newest.hold_reason == "firm"
 
 
+def test_a_commit_whose_outcome_is_not_known_keeps_its_bytes_until_it_is(
+    either: Facility, operator, monkeypatch
+) -> None:
+    """The record was put, its answer got lost, and then the store was away."""
+    real = records.write
+
+    def put_and_lost(*args) -> None:
+        real(*args)
+        monkeypatch.setattr(records, "write", away)
+        raise Unavailable("The answer got lost.")
+
+    def away(*_args) -> None:
+        raise Unavailable("The store is away.")
+
+    monkeypatch.setattr(records, "write", put_and_lost)
+    with pytest.raises(Unavailable):
+        put(either, operator, "unsure", b"whole")
+    monkeypatch.undo()
+    assert [row.state for row in rows(either, "unsure")] == ["committing"]
+    housekeeping.clean(either)
+    (row,) = rows(either, "unsure")
+    assert row.state == "available"
+    assert content(either, operator, row.id) == b"whole"
+
+
 # -- clocks and signs of life --------------------------------------------------------------------
 def test_a_clock_one_hour_ahead_gives_up_nothing_that_is_alive(
     database, tmp_path: Path, operator, monkeypatch

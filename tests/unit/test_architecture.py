@@ -48,6 +48,11 @@ def test_imports_go_downwards_only(layer: str) -> None:
         assert _imports(path) - {layer} <= ALLOWED[layer], path
 
 
+def test_of_the_command_only_the_local_verbs_know_the_web_layer() -> None:
+    for path in (PACKAGE / "cli").rglob("*.py"):
+        assert path.name == "local.py" or "web" not in _imports(path), path
+
+
 def test_every_error_has_a_status_and_every_status_an_error() -> None:
     codes = {
         item.code
