@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,14 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
 
 
 @pytest.fixture(scope="session")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def database() -> Iterator[Postgres]:
     """A PostgreSQL for the whole run."""
     if postgres_bin() is None:
         unavailable("PostgreSQL is not installed (Debian: apt-get install postgresql)")
-    with postgres(tmp_path_factory.mktemp("postgres") / "data") as server:
-        yield server
+    # Not beneath pytest's own folder, which every other run of pytest closes to other users.
+    with tempfile.TemporaryDirectory(prefix="storage-manager-postgres-") as directory:
+        with postgres(Path(directory) / "data") as server:
+            yield server
 
 
 @pytest.fixture(scope="session")

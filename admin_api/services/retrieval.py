@@ -6,7 +6,11 @@ chooses among what is offered.  Called by ``web/files.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from typing import BinaryIO
 
 from sqlalchemy import select
@@ -83,22 +87,48 @@ def _complete(chunks: Iterator[bytes], file: FileEntry, size: int) -> Iterator[b
         raise Unavailable(f"The store gave {sent} bytes of {file.path!r}; {size} are right.")
 
 
-def archive(
-    facility: Facility, principal: Principal, product_id: str, kind: str
-) -> tuple[ProductEntry, Iterator[bytes], int | None]:
-    """A whole product as a ``tar`` or ``zip`` stream, and its length where it is known."""
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A whole product as one stream of bytes.
+
+    ``size`` in bytes and ``etag`` are known of a tar, whose bytes follow from the catalog; then
+    ``read(start, stop)`` gives any part of it.  Of a zip only the whole can be had.
+    """
+
+    product: ProductEntry
+    size: int | None
+    etag: str | None
+    modified: datetime
+    read: Callable[[int, int], Iterator[bytes]]
+
+
+def archive(facility: Facility, principal: Principal, product_id: str, kind: str) -> Whole:
+    """A whole product as a ``tar`` or ``zip``; raises NotFound, Gone."""
     product, files = get_product(facility, principal, product_id)
     require_available(product)
     modified = product.available_at or product.created_at
-    named = [(_inside(product, files, file), file) for file in files]
-    packed = (
-        Packed(name, file.size, read(facility, principal, product, file, 0, file.size))
-        for name, file in named
-    )
+
+    def packed() -> Iterator[Packed]:
+        for file in files:
+            yield Packed(
+                _inside(product, files, file),
+                file.size,
+                partial(read, facility, principal, product, file),
+            )
+
     if kind == "zip":
-        return product, pack_zip(packed, modified), None
-    size = tar_size([(name, file.size) for name, file in named], modified)
-    return product, pack_tar(packed, modified), size
+        return Whole(
+            product, None, None, modified, lambda _start, _stop: pack_zip(packed(), modified)
+        )
+    size = tar_size([(_inside(product, files, file), file.size) for file in files], modified)
+    made_of = f"tar {product.name} {product.list_digest} {int(modified.timestamp())}"
+    return Whole(
+        product,
+        size,
+        hashlib.sha256(made_of.encode()).hexdigest(),
+        modified,
+        lambda start, stop: pack_tar(packed(), modified, start, stop),
+    )
 
 
 def _inside(product: ProductEntry, files: list[FileEntry], file: FileEntry) -> str:

@@ -62,13 +62,9 @@ def _retrieve(path: schemas.FilePath, redirect: bool) -> Response:
     refused = _precondition(f'"{file.sha256}"', modified)
     if refused is not None:
         return _described(refused, file, modified)
-    span = _range(file, modified)
+    span = _range(file.size, file.sha256, modified)
     if span is None:
-        response = problems.problem(
-            "range_not_satisfiable", 416, f"The file has {file.size} bytes; none are in the range."
-        )
-        response.headers["Content-Range"] = f"bytes */{file.size}"
-        return _described(response, file, modified)
+        return _described(_unsatisfiable(file.size, "file"), file, modified)
     start, stop, partial = span
     if redirect and request.method == "GET" and "If-Range" not in request.headers:
         link = retrieval.link(facility(), file)
@@ -97,26 +93,62 @@ def _retrieve(path: schemas.FilePath, redirect: bool) -> Response:
                 for kind in ("application/x-tar", "application/zip")
             },
         },
-        **problems.responses(404, 410),
+        "206": _octets("the range of a tar that was asked for", "application/x-tar"),
+        "304": {"description": "not modified"},
+        **problems.responses(404, 410, 412, 416),
     },
 )
 @needs(Scope.READ)
 def archive(path: schemas.ProductPath, query: schemas.ArchiveQuery) -> Response:
-    """A tar or zip, packed while it streams."""
-    product, chunks, size = retrieval.archive(
-        facility(), principal(), path.product_id, query.format
-    )
-    kind = {"tar": "application/x-tar", "zip": "application/zip"}[query.format]
+    """A tar or zip, packed while it streams; ranges of a tar, whose bytes are always the same."""
+    whole = retrieval.archive(facility(), principal(), path.product_id, query.format)
+    modified = whole.modified.replace(microsecond=0)
+    start, stop, partial = 0, whole.size or 0, False
+    if whole.size is not None and whole.etag is not None:
+        refused = _precondition(f'"{whole.etag}"', modified)
+        if refused is not None:
+            return _archived(refused, whole, query.format)
+        span = _range(whole.size, whole.etag, modified)
+        if span is None:
+            return _archived(_unsatisfiable(whole.size, "archive"), whole, query.format)
+        start, stop, partial = span
     if request.method == "HEAD":
         response = Response(status=200)
     else:
-        response = Response(_slotted(_primed(chunks)), direct_passthrough=True)
-    response.content_type = kind
-    if size is not None:
-        response.headers["Content-Length"] = str(size)
-    name = quote(f"{product.name}.{query.format}")
-    response.headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{name}"
+        chunks = _primed(whole.read(start, stop))
+        response = Response(_slotted(chunks), direct_passthrough=True)
+    if whole.size is not None:
+        response.headers["Content-Length"] = str(stop - start)
+    if partial:
+        response.status_code = 206
+        response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{whole.size}"
+    return _archived(response, whole, query.format)
+
+
+def _archived(response: Response, whole: retrieval.Whole, format: str) -> Response:
+    response.headers["Accept-Ranges"] = "none" if whole.size is None else "bytes"
     response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Cache-Control"] = "private, no-cache"
+    if whole.etag is not None:
+        response.headers["ETag"] = f'"{whole.etag}"'
+        response.headers["Last-Modified"] = http_date(whole.modified)
+    if response.status_code in (200, 206):
+        response.content_type = {"tar": "application/x-tar", "zip": "application/zip"}[format]
+        response.headers["Content-Disposition"] = _attachment(f"{whole.product.name}.{format}")
+    return response
+
+
+def _attachment(name: str) -> str:
+    """``Content-Disposition`` for those who know RFC 8187 and for those who do not."""
+    plain = re.sub(r'[^\x20-\x7e]|["\\%]', "_", name)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name)}"
+
+
+def _unsatisfiable(size: int, what: str) -> Response:
+    response = problems.problem(
+        "range_not_satisfiable", 416, f"The {what} has {size} bytes; none are in the range."
+    )
+    response.headers["Content-Range"] = f"bytes */{size}"
     return response
 
 
@@ -136,29 +168,29 @@ def _precondition(etag: str, modified: datetime) -> Response | None:
     return None
 
 
-def _range(file: FileEntry, modified: datetime) -> tuple[int, int, bool] | None:
+def _range(size: int, tag: str, modified: datetime) -> tuple[int, int, bool] | None:
     """Start, stop (exclusive) and whether that is a part; None if it cannot be satisfied.
 
     A Range that is malformed, has several parts or another unit is ignored, as RFC 9110, section
     14.2 permits.
     """
-    whole = (0, file.size, False)
+    whole = (0, size, False)
     if request.method == "GET" and _EMPTY_SUFFIX.fullmatch(request.headers.get("Range", "")):
         return None  # the parser does not know "the last 0 bytes"
     asked = request.range
     if request.method != "GET" or asked is None or asked.units != "bytes" or len(asked.ranges) != 1:
         return whole
-    if "If-Range" in request.headers and not _if_range(file, modified):
+    if "If-Range" in request.headers and not _if_range(tag, modified):
         return whole
-    span = asked.range_for_length(file.size)
+    span = asked.range_for_length(size)
     return None if span is None or span[0] >= span[1] else (span[0], span[1], True)
 
 
-def _if_range(file: FileEntry, modified: datetime) -> bool:
+def _if_range(tag: str, modified: datetime) -> bool:
     condition = request.if_range
     if condition.etag is not None:
         weak = request.headers["If-Range"].strip().startswith("W/")
-        return not weak and condition.etag == file.sha256
+        return not weak and condition.etag == tag
     # A date is a strong validator only if the file was not made within that very second.
     settled = modified < datetime.now(UTC) - timedelta(seconds=1)
     return condition.date is not None and condition.date == modified and settled
@@ -174,8 +206,7 @@ def _described(response: Response, file: FileEntry, modified: datetime) -> Respo
         digest = base64.b64encode(bytes.fromhex(file.sha256)).decode()
         response.headers["Repr-Digest"] = f"sha-256=:{digest}:"
         response.content_type = "application/octet-stream"
-        name = quote(file.path.rpartition("/")[2])
-        response.headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{name}"
+        response.headers["Content-Disposition"] = _attachment(file.path.rpartition("/")[2])
     return response
 
 

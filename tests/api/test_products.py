@@ -409,6 +409,26 @@ def test_a_whole_product_comes_as_an_archive(service: Service, kind: str) -> Non
     assert found == {name: path.read_bytes() for name, path in files.items()}
 
 
+def test_a_tar_that_broke_off_is_gone_on_with_and_a_zip_says_that_it_cannot_be(
+    service: Service,
+) -> None:
+    tree = make_s2(inbox(service) / "resumed", seed=32)
+    url = f"/v1/products/{by_reference(service, tree)['id']}/archive"
+    whole = service.request("GET", url)
+    etag, half = whole.headers["ETag"], len(whole.data) // 2
+    ranged = {"Range": f"bytes={half}-", "If-Range": etag}
+    rest = service.request("GET", url, headers=ranged)
+    assert (rest.status, rest.data) == (206, whole.data[half:])
+    assert rest.headers["Content-Range"] == f"bytes {half}-{len(whole.data) - 1}/{len(whole.data)}"
+    other = service.request("GET", url, headers={**ranged, "If-Range": '"other"'})
+    assert (other.status, other.data) == (200, whole.data)
+    assert service.request("GET", url, headers={"Range": "bytes=999999999-"}).status == 416
+    assert service.request("GET", url, headers={"If-None-Match": etag}).status == 304
+    assert f'filename="{tree.name}.tar"' in whole.headers["Content-Disposition"]
+    zipped = service.request("GET", f"{url}?format=zip", headers={"Range": "bytes=5-"})
+    assert (zipped.status, zipped.headers["Accept-Ranges"]) == (200, "none")
+
+
 def test_an_empty_file_is_a_file(service: Service) -> None:
     product = service.json("PUT", "/v1/uploads/empty.bin", b"", 201)
     href = product["files"][0]["href"] + "?redirect=false"

@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from admin_api.errors import InvalidArchive, InvalidKey, InvalidRequest, TooLarge
 from admin_api.services.archives.seekable import Seekable
 from admin_api.services.archives.tar_in import read_tar
-from admin_api.services.archives.writing import Packed, pack_tar, pack_zip
+from admin_api.services.archives.writing import Packed, pack_tar, pack_zip, tar_size
 from admin_api.services.archives.zip_in import read_zip
 from admin_api.settings import LimitSettings
 
@@ -90,9 +91,23 @@ def zipinfo(name: str, method: int = zipfile.ZIP_DEFLATED) -> zipfile.ZipInfo:
     return info
 
 
-def packed(files: dict[str, bytes], pack) -> bytes:
-    items = (Packed(name, len(data), [data[:7], data[7:]]) for name, data in files.items())
-    return b"".join(pack(items, datetime(2026, 1, 1, tzinfo=UTC)))
+WRITTEN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def packed(files: dict[str, bytes], pack, *span: int) -> bytes:
+    def part(data: bytes, start: int, stop: int):
+        return iter(
+            [data[start : start + 7], data[start + 7 : stop]]
+            if stop > start + 7
+            else [data[start:stop]]
+        )
+
+    items = (Packed(name, len(data), partial(part, data)) for name, data in files.items())
+    return b"".join(pack(items, WRITTEN, *span))
+
+
+def whole_tar(files: dict[str, bytes]) -> bytes:
+    return packed(files, pack_tar, 0, 1 << 40)
 
 
 def deflate64(files: dict[str, bytes]) -> bytes:
@@ -117,7 +132,7 @@ WRITERS = {
     "one member.tar.gz": lambda files: gzip.compress(tar(files)),
     "many members.tar.gz": lambda files: members(tar(files)),
     "padded.tar.gz": lambda files: gzip.compress(tar(files)) + bytes(300),
-    "own.tar": lambda files: packed(files, pack_tar),
+    "own.tar": whole_tar,
     "own.zip": lambda files: packed(files, pack_zip),
     "deflate.zip": lambda files: zipped(files),
     "stored.zip": lambda files: zipped(files, zipfile.ZIP_STORED),
@@ -495,3 +510,13 @@ def test_a_zip_of_ours_is_read_by_java_while_it_streams(tmp_path: Path) -> None:
     )
     expected = [f"{zlib.crc32(data):x} {len(name)}" for name, data in FILES.items()]
     assert done.stdout.decode().splitlines() == expected
+
+
+def test_any_range_of_our_tar_is_that_of_the_whole() -> None:
+    files = {"a": b"x" * 700, "long/" * 30 + "name": b"", "b": b"y" * 512, "c": b"z"}
+    whole = whole_tar(files)
+    assert len(whole) == tar_size([(name, len(data)) for name, data in files.items()], WRITTEN)
+    for start in range(0, len(whole), 97):
+        for length in (1, 511, 513, 3000):
+            stop = min(start + length, len(whole))
+            assert packed(files, pack_tar, start, stop) == whole[start:stop], (start, stop)

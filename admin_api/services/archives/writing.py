@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,11 +18,11 @@ _DEFLATE_GROWTH = 1.05
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A file to be packed; ``open`` is called when its turn comes."""
+    """A file to be packed; ``read(start, stop)`` is called when its turn comes."""
 
     path: str
     size: int
-    chunks: Iterable[bytes]
+    read: Callable[[int, int], Iterator[bytes]]
 
 
 def tar_size(files: Iterable[tuple[str, int]], modified: datetime) -> int:
@@ -33,13 +33,31 @@ def tar_size(files: Iterable[tuple[str, int]], modified: datetime) -> int:
     return total
 
 
-def pack_tar(files: Iterable[Packed], modified: datetime) -> Iterator[bytes]:
-    """A tar archive as it is written."""
+def pack_tar(files: Iterable[Packed], modified: datetime, start: int, stop: int) -> Iterator[bytes]:
+    """Bytes ``start`` to ``stop`` (exclusive) of a tar archive; what lies before is not read."""
+    position = 0
+    for size, read in _pieces(files, modified):
+        first, last = max(start - position, 0), min(stop - position, size)
+        if first < last:
+            yield from read(first, last)
+        position += size
+        if position >= stop:
+            return
+
+
+def _pieces(
+    files: Iterable[Packed], modified: datetime
+) -> Iterator[tuple[int, Callable[[int, int], Iterator[bytes]]]]:
+    """What a tar archive is made of: the size of each piece, and how a part of it is had."""
     for file in files:
-        yield _tar_header(file.path, file.size, modified)
-        yield from file.chunks
-        yield bytes(_padding(file.size))
-    yield bytes(2 * tarfile.BLOCKSIZE)
+        yield _fixed(_tar_header(file.path, file.size, modified))
+        yield file.size, file.read
+        yield _fixed(bytes(_padding(file.size)))
+    yield _fixed(bytes(2 * tarfile.BLOCKSIZE))
+
+
+def _fixed(data: bytes) -> tuple[int, Callable[[int, int], Iterator[bytes]]]:
+    return len(data), lambda start, stop: iter([data[start:stop]])
 
 
 def pack_zip(files: Iterable[Packed], modified: datetime) -> Iterator[bytes]:
@@ -58,7 +76,7 @@ def pack_zip(files: Iterable[Packed], modified: datetime) -> Iterator[bytes]:
             info._compresslevel = 0  # type: ignore[attr-defined]  # public in Python 3.13
             large = file.size * _DEFLATE_GROWTH > zipfile.ZIP64_LIMIT
             with archive.open(info, "w", force_zip64=large) as entry:
-                for chunk in file.chunks:
+                for chunk in file.read(0, file.size):
                     entry.write(chunk)
                     yield sink.take()
             yield sink.take()
