@@ -18,7 +18,15 @@ from sqlalchemy import select, update
 
 from admin_api.catalog import entries
 from admin_api.catalog.models import File, FileClaim, Product
-from admin_api.errors import CatalogUnavailable, Forbidden, Held, InProgress, InvalidRequest, ProductExists, Unavailable
+from admin_api.errors import (
+    CatalogUnavailable,
+    Forbidden,
+    Held,
+    InProgress,
+    InvalidRequest,
+    ProductExists,
+    Unavailable,
+)
 from admin_api.products.records import Statement
 from admin_api.services import (
     housekeeping,
