@@ -335,9 +335,11 @@ class Committed:
 class SuperfluousError(Exception):
     """The same content is available already, so the commit is not needed."""
 
-    def __init__(self, existing: ProductEntry) -> None:
+    def __init__(self, existing: ProductEntry, files: list[FileEntry]) -> None:
         super().__init__(existing.id)
         self.existing = existing
+        #: As they were then: a moment later the product can be gone.
+        self.files = files
 
 
 def commit(
@@ -372,8 +374,17 @@ def commit(
     retired = promote(facility, claimed, principal.actor, statement.available_at)
     with facility.catalog.reading() as session:
         product = entries.product(session, claimed.pk)
+        stored = list(files)
+        if product is not None and product.list_digest != digest:
+            stored = entries.files_of(session, claimed.pk)
     assert product is not None
-    return Committed(product, list(files), retired is not None)
+    known = {(file.path, file.sha256) for file in stored}
+    if not all((file.path, file.sha256) in known for file in files):
+        raise InProgress(
+            "The upload was committed already, with other files, before the catalog was restored "
+            "from a backup; look at the product."
+        )
+    return Committed(product, stored, retired is not None)
 
 
 def _claim(
@@ -396,9 +407,9 @@ def _claim(
                 claimed = _enter_commit(session, attempt, files, digest)
                 existing = _available(session, wish.name)
                 if existing is None:
-                    return claimed
+                    return _follow(session, claimed)
                 if existing.list_digest == digest and existing.pk not in damaged:
-                    raise SuperfluousError(existing)
+                    raise SuperfluousError(existing, entries.files_of(session, existing.pk))
                 _refuse(session, existing, principal, wish)
                 return _succeed(session, claimed, existing)
         except SuperfluousError as found:
@@ -439,6 +450,23 @@ def add_files(session: Session, files: Iterable[FileEntry]) -> None:
     ]
     if rows:
         session.execute(insert(File), rows)
+
+
+def _follow(session: Session, claimed: ProductEntry) -> ProductEntry:
+    """See to it that the generation is later than every one that has existed, be it removed by now.
+
+    Generations are in the order of their commits: by that alone a rebuilt catalog knows which
+    one has replaced the others.
+    """
+    last = session.scalar(
+        select(func.max(Product.generation)).where(
+            Product.name == claimed.name, Product.available_at.is_not(None)
+        )
+    )
+    if last is None or last < claimed.generation:
+        return claimed
+    values = {"generation": _next_generation(session, claimed.name)}
+    return _move(session, _is(claimed, State.COMMITTING), values)[0]
 
 
 def _succeed(session: Session, claimed: ProductEntry, existing: ProductEntry) -> ProductEntry:
@@ -551,19 +579,35 @@ def settle(facility: Facility, attempt: ProductEntry) -> bool:
         return found is not None and found.state == State.AVAILABLE
     recorded = _put_void(facility, found)
     if recorded is not None and _is_of(recorded, found):
-        promote(facility, found, SYSTEM, recorded.available_at)
-        return True
+        if _has_numbers_of(found, recorded):
+            promote(facility, found, SYSTEM, recorded.available_at)
+            return True
+        # A session of an older catalog is committed again: what its first commit said is true.
+        try:
+            return _adopt(facility, found, recorded)
+        except IntegrityError as error:
+            raise _behind(found) from error
     with facility.catalog.writing() as session:
         undone = _undo(session, found)
     if undone:
         finish(facility, found.pk)
     if recorded is not None:
-        raise CatalogBehind(
-            f"The store holds a record of {found.name!r}, generation {found.generation}, that the "
-            "catalog does not know: the catalog is older than the store. Run `storage-manager "
-            "rebuild`, then send the product again."
-        )
+        raise _behind(found)
     return False
+
+
+def _has_numbers_of(attempt: ProductEntry, record: Statement) -> bool:
+    """Whether the catalog has of a product what its record says."""
+    told = (attempt.id, attempt.generation, attempt.list_digest)
+    return told == (record.id, record.generation, record.list_digest)
+
+
+def _behind(attempt: ProductEntry) -> CatalogBehind:
+    return CatalogBehind(
+        f"The store holds a record of {attempt.name!r}, generation {attempt.generation}, that the "
+        "catalog does not know: the catalog is older than the store. Run `storage-manager "
+        "rebuild`, then send the product again."
+    )
 
 
 def _leave_word(facility: Facility, attempt: ProductEntry, claimed: ProductEntry) -> None:
@@ -636,10 +680,7 @@ def expire(facility: Facility, attempt: ProductEntry, cause: str, stale: datetim
     than the product's commit, and then the product is taken in.  With ``stale`` an attempt that
     has given a sign of life since is left alone.
     """
-    recorded = _record_of(facility, attempt)
-    if recorded is not None and _is_of(recorded, attempt):
-        with contextlib.suppress(IntegrityError):  # another commit of the name: next time
-            _adopt(facility, attempt, recorded)
+    if take_in(facility, attempt):
         return False
     where = _is(attempt, State.RECEIVING)
     if stale is not None:
@@ -650,6 +691,19 @@ def expire(facility: Facility, attempt: ProductEntry, cause: str, stale: datetim
         return False
     _put_void(facility, attempt)
     finish(facility, attempt.pk)
+    return True
+
+
+def take_in(facility: Facility, attempt: ProductEntry) -> bool:
+    """Whether the store has the record of an attempt that the catalog takes for running.
+
+    The catalog was restored from a backup then; the product is taken in.
+    """
+    recorded = _record_of(facility, attempt)
+    if recorded is None or not _is_of(recorded, attempt):
+        return False
+    with contextlib.suppress(IntegrityError):  # another commit of the name: next time
+        _adopt(facility, attempt, recorded)
     return True
 
 
@@ -671,10 +725,11 @@ def _record_of(facility: Facility, attempt: ProductEntry) -> Statement | None:
     return None
 
 
-def _adopt(facility: Facility, attempt: ProductEntry, record: Statement) -> None:
-    """Receiving -> available, by a record that a later life of the catalog has written.
+def _adopt(facility: Facility, attempt: ProductEntry, record: Statement) -> bool:
+    """Receiving, committing -> available, by a record that a later life of the catalog has written.
 
-    Unless a later generation is there by now: the product was replaced then, and goes.
+    Unless a later generation is there by now: the product was replaced then, and goes.  Returns
+    whether it is there.  What has been sent to the attempt since, and is not the record's, goes.
     """
     mount = records.mount_path(facility, attempt)
     files = records.recorded_files(mount, record, attempt.pk)
@@ -700,15 +755,22 @@ def _adopt(facility: Facility, attempt: ProductEntry, record: Statement) -> None
             }
         else:
             values["state"] = State.COMMITTING
-        found = _move(session, _is(attempt, State.RECEIVING), values)
+        found = _move(session, _is(attempt, State.RECEIVING, State.COMMITTING), values)
         if not found:
-            return
+            return False
+        stray = {file.key for file in entries.files_of(session, attempt.pk)}
+        stray -= {file.key for file in files}
         session.execute(delete(File).where(File.product_pk == attempt.pk))
         add_files(session, files)
-    if found[0].state == State.COMMITTING:
-        promote(facility, found[0], SYSTEM, record.available_at)
-    else:
+        if found[0].state == State.REMOVING:
+            _release(session, [attempt.pk])
+    if not attempt.registered:
+        facility.storage.delete_many(sorted(stray))
+    if found[0].state == State.REMOVING:
         finish(facility, attempt.pk)
+        return False
+    promote(facility, found[0], SYSTEM, record.available_at)
+    return True
 
 
 # -- removing ------------------------------------------------------------------------------------

@@ -124,13 +124,31 @@ class _Name:
         self._session, self._histories, self._history = session, histories, history
         self._rows = {row.generation: row for row in rows}
         #: A generation that existed has replaced every earlier one.
-        self._newest = max(
-            *(item.number for item in history.generations if item.existed),
-            *(row.generation for row in self._rows.values() if row.available_at is not None),
-            0,
-            0,
-        )
+        self._newest = self._last()
         self._settled = _Settled()
+
+    def _last(self) -> int:
+        """The generation that came last: the highest, but for histories of earlier versions.
+
+        There an attempt could begin first, and be committed when a later one had come and gone.
+        """
+        existed = {item.number for item in self._history.generations if item.existed}
+        existed |= {row.generation for row in self._rows.values() if row.available_at is not None}
+        highest = max(existed, default=0)
+        claims = {item.number: item.strongest()[0] for item in self._history.generations}
+        rivals = [
+            number
+            for number in existed
+            if number < highest and number in claims and claims[number].state == "available"
+        ]
+        if not rivals or highest not in claims or claims[highest].state != "removed":
+            return highest
+        times = {number: self._came(claims[number]) for number in (*rivals, highest)}
+        return max(times, key=lambda number: (times[number], number))
+
+    def _came(self, claim: Claim) -> datetime:
+        said = self._load(claim)
+        return said.available_at or said.time
 
     def settle(self) -> _Settled:
         """Bring the rows up to date; what is replaced makes way before what replaces it comes."""

@@ -220,7 +220,7 @@ class _Attempting(Reception):
             )
         except lifecycle.SuperfluousError as found:
             self.discard("duplicate")
-            return skipped(self.facility, found.existing)
+            return Outcome(found.existing, Result.SKIPPED, found.files)
         return Outcome(
             done.product, Result.REPLACED if done.replaced else Result.CREATED, done.files
         )
@@ -343,12 +343,6 @@ def refuse_size(facility: Facility, path: str, expected: Expected) -> None:
     limit = facility.settings.limits.max_file_bytes
     if expected.size is not None and expected.size > limit:
         raise TooLarge(f"{path!r} has {expected.size} bytes; {limit} are allowed.")
-
-
-def skipped(facility: Facility, product: ProductEntry) -> Outcome:
-    """The outcome of an ingest that found its product in place."""
-    with facility.catalog.reading() as session:
-        return Outcome(product, Result.SKIPPED, entries.files_of(session, product.pk))
 
 
 def check_digest(path: str, found: FileDigest, expected: Expected, level: Level) -> None:

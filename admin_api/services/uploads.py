@@ -172,6 +172,7 @@ def _claim(
     except IntegrityError:
         raise InProgress(f"Another request is sending {path!r} right now.") from None
     if taken_over is not None:
+        _refuse_committed(facility, current)
         multiparts.abort_for(facility, key)
         with contextlib.suppress(NotFound):
             facility.storage.delete(key)
@@ -299,6 +300,7 @@ def commit(facility: Facility, principal: Principal, upload_id: str) -> Outcome:
         try:
             return resumed.commit()
         except ProductExists:
+            _refuse_committed(facility, current)
             resumed.discard("product_exists")
             raise
 
@@ -308,8 +310,18 @@ def abort(facility: Facility, principal: Principal, upload_id: str) -> None:
     current = load(facility, principal, upload_id)
     if current.product.state in (State.COMMITTING, State.AVAILABLE):
         raise InProgress("The upload is committed already; remove the product instead.")
+    _refuse_committed(facility, current)
     keys = [file.key for file in files(facility, current)]
     lifecycle.discard(facility, current.product, principal.actor, "aborted", keys)
+
+
+def _refuse_committed(facility: Facility, current: Session) -> None:
+    """Raise InProgress for a session that only a catalog from a backup takes for open.
+
+    Its files are a product's then: nothing of it may be removed.
+    """
+    if lifecycle.take_in(facility, current.product):
+        raise InProgress("The upload is committed already; remove the product instead.")
 
 
 def _open_session(facility: Facility, principal: Principal, upload_id: str) -> Session:
@@ -335,8 +347,9 @@ def _committed(facility: Facility, current: Session) -> Outcome | None:
                     Product.name == product.name, Product.state == State.AVAILABLE
                 ),
             )
-        if existing is not None:
-            return reception.skipped(facility, existing)
+            if existing is not None:
+                stored = entries.files_of(session, existing.pk)
+                return Outcome(existing, Result.SKIPPED, stored)
     return None
 
 

@@ -70,7 +70,7 @@ def run(site: Site, seconds: float, seed: int, faults: Sequence[str], at_least: 
         future.result()
     site.revive()
     report = Report(seed, 0.0)
-    report.violations = [*chaos.violations, *ending.settle(site)]
+    report.violations = [*chaos.violations, *ending.settle(site, chaos.forgot)]
     report.violations += [checker.Violation("service ended", "", words) for words in site.ended]
     ending.look(site, worker("end"), history)
     report.violations += checker.check(history.operations, bodies)
@@ -79,7 +79,9 @@ def run(site: Site, seconds: float, seed: int, faults: Sequence[str], at_least: 
             history.operations, ending.events(site.services[0])
         )
     report.products = len(ending.listing(site.services[0]))
-    report.violations += ending.rebuild(site, 5 if "F32" in faults else 0, f"{seed}-damage")
+    report.violations += ending.rebuild(
+        site, 5 if "F32" in faults else 0, f"{seed}-damage", chaos.forgot
+    )
     counted: dict[str, Counter[str]] = {}
     for operation in history.operations:
         kind = operation.request.get("way", operation.kind)

@@ -18,13 +18,22 @@ from sqlalchemy import select, update
 
 from admin_api.catalog import entries
 from admin_api.catalog.models import File, FileClaim, Product
-from admin_api.errors import Forbidden, Held, InProgress, InvalidRequest, ProductExists, Unavailable
+from admin_api.errors import (
+    CatalogUnavailable,
+    Forbidden,
+    Held,
+    InProgress,
+    InvalidRequest,
+    ProductExists,
+    Unavailable,
+)
 from admin_api.products.records import Statement
 from admin_api.services import (
     housekeeping,
     idempotency,
     lifecycle,
     listing,
+    rebuilding,
     reception,
     records,
     removal,
@@ -713,3 +722,129 @@ def test_clearing_an_attempt_spares_what_others_have_beneath_its_directory(
     uploads.abort(either, operator, session.upload.id)
     housekeeping.clean(either)
     assert content(either, operator, kept.id) == b"registered"
+
+
+def test_a_catalog_that_fails_once_between_record_and_promotion_costs_no_bytes(
+    either: Facility, operator, monkeypatch
+) -> None:
+    promote = lifecycle.promote
+
+    def away(*_args, **_kwargs):
+        monkeypatch.setattr(lifecycle, "promote", promote)
+        raise CatalogUnavailable("The catalog database cannot be reached or written now.")
+
+    monkeypatch.setattr(lifecycle, "promote", away)
+    with pytest.raises(CatalogUnavailable):
+        put(either, operator, "unlucky", b"recorded")
+    housekeeping.clean(either)
+    row = rows(either, "unlucky")[0]
+    assert row.state == "available"
+    assert content(either, operator, row.id) == b"recorded"
+
+
+def test_a_catalog_that_is_away_once_while_a_product_is_replaced_loses_neither(
+    either: Facility, operator, monkeypatch
+) -> None:
+    put(either, operator, "twice", b"first")
+    promote = lifecycle.promote
+
+    def away(*args, **kwargs):
+        monkeypatch.setattr(lifecycle, "promote", promote)
+        promote(*args, **kwargs)
+        raise CatalogUnavailable("The catalog database cannot be reached or written now.")
+
+    monkeypatch.setattr(lifecycle, "promote", away)
+    with pytest.raises(CatalogUnavailable):
+        put(either, operator, "twice", b"second", policy=Policy.REPLACE)
+    housekeeping.clean(either)
+    row = rows(either, "twice")[-1]
+    assert (row.state, row.generation) == ("available", 2)
+    assert content(either, operator, row.id) == b"second"
+
+
+def _committed_after_the_backup(facility: Facility, who: Principal, copy: Path) -> str:
+    """A session that the backup takes for open, with one file of its two."""
+    upload = uploads.begin(facility, who, Wish("session")).upload.id
+    send(facility, who, upload, "one", b"1")
+    backup(facility, copy)
+    send(facility, who, upload, "two", b"22")
+    assert uploads.commit(facility, who, upload).product.file_count == 2
+    return upload
+
+
+def send(facility: Facility, who: Principal, upload: str, path: str, data: bytes) -> None:
+    uploads.receive_file(facility, who, upload, path, iter([data]), Expected(len(data)))
+
+
+@pytest.mark.parametrize("way", ["commit", "more", "abort", "claim"])
+def test_what_is_done_to_a_session_that_only_an_older_catalog_takes_for_open_costs_nothing(
+    embedded: Facility, operator, tmp_path: Path, way: str
+) -> None:
+    copy = tmp_path / "older.sqlite"
+    upload = _committed_after_the_backup(embedded, operator, copy)
+    restored = older(embedded, copy, tmp_path)
+    if way == "commit":
+        outcome = uploads.commit(restored, operator, upload)
+        assert [file.path for file in outcome.files] == ["one", "two"]
+    elif way == "more":
+        send(restored, operator, upload, "three", b"333")
+        with pytest.raises(InProgress, match="other files"):
+            uploads.commit(restored, operator, upload)
+    elif way == "abort":
+        with pytest.raises(InProgress, match="committed already"):
+            uploads.abort(restored, operator, upload)
+    else:  # a request that was running at the backup
+        pk = uploads.load(restored, operator, upload).product.pk
+        with restored.catalog.writing() as session:
+            session.add(
+                FileClaim(
+                    product_pk=pk,
+                    path="two",
+                    owner="dead",
+                    touched_at=real_datetime.datetime(2000, 1, 1, tzinfo=real_datetime.UTC),
+                )
+            )
+        with pytest.raises(InProgress, match="committed already"):
+            send(restored, operator, upload, "two", b"22")
+    outcome = uploads.commit(restored, operator, upload)
+    assert [file.path for file in outcome.files] == ["one", "two"]
+    assert content(restored, operator, outcome.product.id) == b"122"
+    stored = {stat.key for stat in restored.storage.list(outcome.product.directory)}
+    assert stored == {file.key for file in outcome.files}
+    restored.catalog.close()
+
+
+def test_what_was_skipped_is_told_with_its_files_though_it_goes_a_moment_later(
+    either: Facility, operator, monkeypatch
+) -> None:
+    first = put(either, operator, "same", b"content")
+    discard = lifecycle.discard
+
+    def meanwhile_removed(*args):
+        discard(*args)
+        removal.remove(either, operator, first.id, "meanwhile")
+
+    monkeypatch.setattr(lifecycle, "discard", meanwhile_removed)
+    outcome = uploads.receive(
+        either,
+        operator,
+        Wish("same", policy=Policy.REPLACE),
+        iter([b"content"]),
+        Expected(7),
+        None,
+    )
+    assert [file.path for file in outcome.files] == ["same"]
+
+
+def test_what_began_before_a_generation_that_came_and_went_is_later_than_that(
+    either: Facility, operator
+) -> None:
+    upload = uploads.begin(either, operator, Wish("slow")).upload.id
+    send(either, operator, upload, "file", b"slow")
+    removal.remove(either, operator, put(either, operator, "slow", b"quick").id, "meanwhile")
+    done = uploads.commit(either, operator, upload).product
+    assert done.generation > 2
+    removal.keep(either, operator, done.id, Keeping(change_hold=True, hold_reason="needed"))
+    list(rebuilding.rebuild(either))
+    housekeeping.clean(either)
+    assert content(either, operator, done.id) == b"slow"

@@ -711,6 +711,25 @@ def test_a_removed_product_whose_last_record_is_damaged_does_not_come_back_witho
     assert rows_of(site)["there.nc", 1]["hold_reason"] == "wanted"
 
 
+def test_a_higher_generation_that_came_and_went_before_takes_no_product_with_it(
+    site: Facility,
+) -> None:
+    """Earlier versions let an attempt that began first be committed last."""
+    product = put(site, "n")
+    content = json.loads(record_of(site, product).read_bytes())
+    del content["check"]
+    before = (product.available_at - timedelta(minutes=5)).isoformat()
+    content |= {"generation": 2, "number": 2, "state": "removed", "files": []}
+    content |= {"directory": "unsorted/n@2", "available_at": before, "time": before}
+    gone = record_of(site, product).with_name(f"{product.id}-000002-000002.jsonl")
+    written(gone, Statement(**content))
+    again = emptied(site)
+    assert problems_of(again) == []
+    housekeeping.clean(again)
+    states = {place: row["state"] for place, row in rows_of(again).items()}
+    assert states == {("n", 1): "available", ("n", 2): "removed"}
+
+
 def test_a_change_goes_behind_a_damaged_record_that_has_its_number(site: Facility) -> None:
     product = put(site, "n")
     wish = removal.Keeping(change_hold=True, hold_reason="wanted")
