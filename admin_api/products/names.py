@@ -82,6 +82,7 @@ _FORMS = tuple(
     )
 )
 _MISSIONS = {"1": "S1", "2": "S2", "3": "S3", "5": "S5P", "6": "S6"}
+#: The missions whose names are known.
 MISSIONS = tuple(_MISSIONS.values())
 
 #: The end of a validity without an end; every time zone can still write it.
@@ -93,8 +94,6 @@ _FIRST_YEAR = 1900
 _GENERATION_SUFFIX = re.compile(r"@\d+$")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 MAX_NAME_BYTES = 240
-#: The missions whose names are known.
-MISSIONS = ("S1", "S2", "S3", "S5P")
 
 
 @dataclass(frozen=True, slots=True)

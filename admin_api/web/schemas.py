@@ -8,7 +8,15 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
 
 from admin_api.catalog.entries import EventEntry, FileEntry, ProductEntry, UploadEntry
 from admin_api.services.caching import CacheVerb
@@ -19,6 +27,13 @@ from admin_api.services.wishes import Level, Policy
 # Times that every database can hold.
 _EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
 _LATEST = datetime(9999, 12, 30, tzinfo=UTC)
+
+
+def _written_out(value: object) -> object:
+    """Refuse numbers: the year 2031 would be taken for so many seconds since 1970."""
+    if not isinstance(value, str) or re.match(r"[0-9]{4}-", value, re.ASCII) is None:
+        raise ValueError("is no time of RFC 3339, as 2031-12-31T00:00:00Z is")
+    return value
 
 
 def _storable(value: datetime) -> datetime:
@@ -33,7 +48,7 @@ def _printable(value: str) -> str:
     return value
 
 
-Time = Annotated[AwareDatetime, AfterValidator(_storable)]
+Time = Annotated[AwareDatetime, BeforeValidator(_written_out), AfterValidator(_storable)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_printable)]
 # Signed URLs are long; what is kept of them is short.
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=8000), AfterValidator(_printable)]

@@ -53,6 +53,8 @@ def nothing_is_stored(request, service: Service):
         (b'{"source": "file:///x", "verification": "all"}', "verification"),
         (b'{"source": "file:///x", "retention": "tomorrow"}', "retention"),
         (b'{"source": "file:///x", "retention": "2020-01-01T00:00:00"}', "timezone"),
+        (b'{"source": "file:///x", "retention": "2031"}', "RFC 3339"),
+        (b'{"source": "file:///x", "retention": 2031}', "RFC 3339"),
         (b'{"source": "file:///x", "files": [{"path": "a", "source": "file:///x"}]}', "either"),
         (b'{"files": [{"path": "a"}]}', "files.0.source"),
         (b"[" * 100_000, "nested too deeply"),
@@ -453,3 +455,14 @@ def test_more_transfers_than_threads_are_told_to_come_again(make_service) -> Non
         assert client.recv(100).startswith(b"HTTP/1.1 201")
         client.close()
     assert service.json("PUT", "/v1/uploads/third", b"x", 201)
+
+
+@pytest.mark.parametrize("time", ["2031", "20311231", "-1", "1956528000"])
+def test_a_number_is_no_time(service: Service, time: str) -> None:
+    """It would be taken for seconds since 1970, and the product would be purged at once."""
+    for method, path in (
+        ("PUT", f"/v1/uploads/kept.nc?retention={time}"),
+        ("GET", f"/v1/products?created_from={time}"),
+    ):
+        answer = service.json(method, path, b"x" if method == "PUT" else None, 400)
+        assert "RFC 3339" in answer["detail"], answer

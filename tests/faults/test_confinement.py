@@ -74,11 +74,22 @@ def test_the_services_own_places_cannot_be_registered_however_they_are_written(s
 
 def test_a_token_of_one_mission_registers_nothing_of_another(store) -> None:
     service, root = store
-    for place in (f"archive/{S2}/manifest.safe", "S2/loose/file", "archive/free/file"):
+    for place in (
+        f"archive/{S2}/manifest.safe",
+        "S2/loose/file",
+        "S6/loose/file",
+        "archive/free/file",
+    ):
         (root / place).parent.mkdir(parents=True, exist_ok=True)
         (root / place).write_bytes(b"x")
     token = service.token("ingest", missions=["S1"], subject="s1-only")
-    for place in (f"archive/{S2}", f"archive/{S2}/manifest.safe", "S2/loose", "archive"):
+    for place in (
+        f"archive/{S2}",
+        f"archive/{S2}/manifest.safe",
+        "S2/loose",
+        "S6/loose",
+        "archive",
+    ):
         status, answer = register(service, (root / place).as_uri(), S1, token)
         assert (status, answer["code"]) == (403, "source_denied"), place
     assert register(service, (root / "archive/free").as_uri(), S1, token)[0] == 201
