@@ -18,6 +18,7 @@ from urllib.parse import quote
 import click
 import urllib3
 
+from admin_api import uris
 from admin_api.cli.client import (
     CHUNK,
     EXIT_FAILED,
@@ -37,6 +38,11 @@ from admin_api.products.names import is_tree
 # How long an interrupted command takes leave of the service.
 _LEAVE_SECONDS = 0.4
 _DAMAGED = "docs/operations.md#a-damaged-product"
+
+
+def _source(item: str | Path) -> str:
+    """What is ingested as it may be printed: a path, or a URI without its secrets."""
+    return shown(uris.shown(item) if isinstance(item, str) and "://" in item else item)
 
 
 @click.command()
@@ -77,8 +83,8 @@ def ingest(client: Client, /, what: tuple[str, ...], parallel: int, **options: A
             failures.append(failure)
             emit(
                 client.as_json,
-                {"source": shown(item), **failure.problem},
-                f"FAILED  {shown(item)}: {failure.message}",
+                {"source": _source(item), **failure.problem},
+                f"FAILED  {_source(item)}: {failure.message}",
             )
             for line in _manifest_lines(failure.problem):
                 if not client.as_json:

@@ -24,9 +24,10 @@ from admin_api.errors import (
 from admin_api.keys import INCOMING, beneath, check_key, join
 from admin_api.services.access import Principal, Scope
 from admin_api.services.facility import Facility
-from admin_api.services.sources import Found, SourceFile, shown
+from admin_api.services.sources import Found, SourceFile
 from admin_api.services.wishes import Expected
 from admin_api.storage.base import put_bytes
+from admin_api.uris import shown
 
 log = logging.getLogger(__name__)
 

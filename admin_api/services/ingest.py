@@ -16,9 +16,10 @@ from admin_api.services.access import Principal
 from admin_api.services.archives import split_suffix
 from admin_api.services.facility import Facility
 from admin_api.services.reception import Comparing, Reception
-from admin_api.services.sources import Found, SourceFile, Sources, shown
+from admin_api.services.sources import Found, SourceFile, Sources
 from admin_api.services.unpacking import receive_archive, require_named_mission
 from admin_api.services.wishes import Expected, Outcome, Wish
+from admin_api.uris import shown
 
 Finder = Callable[[str], Found]
 
@@ -224,6 +225,12 @@ def _name_from(order: Order, find: Finder) -> str:
     if order.source is None:
         raise InvalidRequest("A product of listed files needs a name.")
     if not order.register:
-        return find(order.source).name
+        name = find(order.source).name
+        if name.startswith("$"):  # the last word of a request, not the name of what it gives
+            raise InvalidRequest(
+                f"The source {shown(order.source)!r} does not tell what the product is called; say "
+                "it with 'name'."
+            )
+        return name
     path = shown(order.source).rstrip("/")
     return unquote(path.rpartition("/")[2])

@@ -17,8 +17,9 @@ from admin_api.keys import RESERVED, check_key
 from admin_api.products.names import MISSIONS, parse_name
 from admin_api.services.access import Principal
 from admin_api.services.facility import Facility
-from admin_api.services.sources import SourceFile, shown
+from admin_api.services.sources import SourceFile
 from admin_api.services.wishes import Expected
+from admin_api.uris import shown
 
 _ASKED_AT_ONCE = 500
 

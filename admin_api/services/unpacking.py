@@ -94,7 +94,7 @@ def _compared(source: SourceFile, expected: Expected, level: Level) -> Iterator[
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """The product's name and the archive's top folder that is taken off ('' for none)."""
+    """The product's name and the archive's folder that is taken off ('' for none)."""
 
     name: str
     folder: str
@@ -105,9 +105,9 @@ class _Places:
             if not path.startswith(self.folder + "/"):
                 raise _scattered(path, self.folder)
             return path[len(self.folder) + 1 :]
-        top = _top(path)
-        if _is_product(top):
-            raise _scattered("", top)
+        folder = _product_folder(path)
+        if folder:
+            raise _scattered("", folder)
         return path
 
 
@@ -117,17 +117,20 @@ def _places(given: str, archive: Archive, first: str) -> _Places:
     Where the archive does not tell all paths beforehand, its ``first`` file decides; one that lies
     elsewhere is refused when it comes.
     """
-    tops = {_top(path) for path in archive.paths} if archive.paths else {_top(first)}
+    paths = archive.paths or (first,)
+    folders, tops = {_product_folder(path) for path in paths}, {_top(path) for path in paths}
     top = tops.pop() if len(tops) == 1 else ""
-    if top and top in (given, _stem(given)):
-        places = _Places(given, top)
-    elif _is_product(top):
-        if _is_product(given) and given != _stem(top):
+    if len(folders) == 1 and "" not in folders:
+        folder = folders.pop()
+        name = folder.rpartition("/")[2]
+        if _is_whole_name(given) and given not in (name, _stem(name)):
             raise InvalidArchive(
-                f"The archive holds the product {top!r}; it cannot be stored as {given!r}. Name it "
-                "after its product."
+                f"The archive holds the product {name!r}; it cannot be stored as {given!r}. Name "
+                "it after its product."
             )
-        places = _Places(top, top)
+        places = _Places(name, folder)
+    elif top and top in (given, _stem(given)):
+        places = _Places(given, top)
     else:
         places = _Places(given, "")
     for path in archive.paths or ():
@@ -140,12 +143,27 @@ def _top(path: str) -> str:
     return path.partition("/")[0] if "/" in path else ""
 
 
+def _product_folder(path: str) -> str:
+    """The outermost folder of a path that is a product, '' if there is none.
+
+    At the top its name may be any that is known; deeper, where products have folders with names of
+    their own, only one that says that it is a product's.
+    """
+    parts = path.split("/")[:-1]
+    for depth, part in enumerate(parts):
+        if is_tree(part) or (depth == 0 and parse_name(part) is not None):
+            return "/".join(parts[: depth + 1])
+    return ""
+
+
 def _stem(name: str) -> str:
     return next((name.removesuffix(end) for end in TREE_SUFFIXES if name.endswith(end)), name)
 
 
-def _is_product(name: str) -> bool:
-    return is_tree(name) or parse_name(name) is not None
+def _is_whole_name(name: str) -> bool:
+    """Whether a name is a product's, and not just begins like one (``S1B_latest``)."""
+    parsed = parse_name(name)
+    return is_tree(name) or (parsed is not None and parsed.product_type is not None)
 
 
 def _scattered(path: str, folder: str) -> InvalidArchive:

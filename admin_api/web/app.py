@@ -13,6 +13,7 @@ import uuid
 from flask import Response, g, request
 from flask_openapi3.models.info import Info
 from flask_openapi3.openapi import OpenAPI
+from werkzeug.routing import PathConverter
 
 from admin_api import __version__
 from admin_api.errors import InvalidRequest
@@ -40,6 +41,12 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 _CONTROL_THREADS = 4
 
 
+class _AnyPath(PathConverter):
+    """A path with any character, line breaks too: the grammar for keys judges it."""
+
+    regex = r"[^/](?:.|\n)*?"
+
+
 def create_app(facility: Facility) -> OpenAPI:
     """The HTTP API over ``facility``; raises ConfigurationError for unusable keys."""
     app = OpenAPI(
@@ -58,6 +65,7 @@ def create_app(facility: Facility) -> OpenAPI:
     )
     # Keys are taken as they are sent: '//' is refused by the grammar, not folded away.
     app.url_map.merge_slashes = False
+    app.url_map.converters["path"] = _AnyPath
     app.extensions["facility"] = facility
     app.extensions["authority"] = Authority(facility.settings.auth)
     app.extensions["transfers"] = Transfers(facility.settings.server.threads - _CONTROL_THREADS)

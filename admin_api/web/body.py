@@ -91,8 +91,9 @@ def _refuse_part(request: Request) -> None:
                 f"The header {name} says that the body is a part of a file; files are sent whole. "
                 "An upload session goes on with the files that are missing."
             )
-    if headers.get("Upload-Complete", "?1").strip() != "?1":
-        raise InvalidRequest("The header Upload-Complete says that more is to come; send it all.")
+    for name, whole in (("Upload-Complete", "?1"), ("Upload-Incomplete", "?0")):
+        if headers.get(name, whole).strip() != whole:
+            raise InvalidRequest(f"The header {name} says that more is to come; send it all.")
 
 
 def _refuse_encoded(request: Request) -> None:

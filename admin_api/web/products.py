@@ -12,9 +12,9 @@ from admin_api.services import idempotency, listing, removal
 from admin_api.services import ingest as ingests
 from admin_api.services.access import Scope
 from admin_api.services.ingest import Order, Reference
-from admin_api.services.sources import shown
 from admin_api.services.verification import verify as verify_product
 from admin_api.services.wishes import Expected, Outcome, Result, Wish
+from admin_api.uris import shown
 from admin_api.web import problems, schemas
 from admin_api.web.auth import closed_blueprint, facility, needs, principal
 from admin_api.web.replies import json_reply, ndjson, ndjson_documented

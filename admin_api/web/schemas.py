@@ -21,8 +21,8 @@ from pydantic import (
 from admin_api.catalog.entries import EventEntry, FileEntry, ProductEntry, UploadEntry
 from admin_api.services.caching import CacheVerb
 from admin_api.services.facility import Facility
-from admin_api.services.sources import shown
 from admin_api.services.wishes import Level, Policy
+from admin_api.uris import shown
 
 # Times that every database can hold.
 _EARLIEST = datetime(1, 1, 2, tzinfo=UTC)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import logging
 import os
 import resource
@@ -20,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from gunicorn import glogging
@@ -39,6 +41,8 @@ log = logging.getLogger(__name__)
 # Parameters of mallopt(3), from malloc.h.
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
+#: A file system in memory, on Linux; a directory of our own is made in it.
+_MEMORY = Path("/dev/shm")  # noqa: S108  # nosec B108
 _MAX_HEAD_BYTES = 64 * 1024
 _READ_HEAD_BYTES = 16 * 1024
 _END_OF_HEAD = b"\r\n\r\n"
@@ -236,6 +240,7 @@ class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no ty
             "control_socket_disable": True,
             "proc_name": "storage-manager",
             "child_exit": _forget_process,
+            "on_exit": _forget_counts,
         }
         for name, value in values.items():
             self.cfg.set(name, value)
@@ -253,13 +258,28 @@ def serve(load_settings: Callable[[], Settings]) -> None:
     settings = application.settings
     _check(settings)
     logs.configure(settings.server.log_level)
-    metrics_dir = settings.state_dir / "metrics"
-    shutil.rmtree(metrics_dir, ignore_errors=True)
-    metrics_dir.mkdir(parents=True)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_metrics_directory(settings.state_dir))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     application.run()
+
+
+def _metrics_directory(state_dir: Path) -> Path:
+    """An empty directory for the counts that the processes share.
+
+    In memory where that can be: the files are mapped, and on a full disk a process that touches a
+    page without a block behind it is killed (SIGBUS).
+    """
+    name = hashlib.sha256(os.fsencode(state_dir.absolute())).hexdigest()[:16]
+    in_memory = _MEMORY / f"storage-manager-{os.getuid()}-{name}"
+    with contextlib.suppress(OSError):
+        shutil.rmtree(in_memory, ignore_errors=True)
+        in_memory.mkdir(mode=0o700)  # fails on what somebody else has put there
+        return in_memory
+    on_disk = state_dir / "metrics"
+    shutil.rmtree(on_disk, ignore_errors=True)
+    on_disk.mkdir(parents=True)
+    return on_disk
 
 
 def _check(settings: Settings) -> None:
@@ -283,6 +303,10 @@ def _forget_process(_arbiter: Any, worker: Any) -> None:
     from prometheus_client import multiprocess
 
     multiprocess.mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]  # it has no types
+
+
+def _forget_counts(_arbiter: Any) -> None:
+    shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
 
 
 def _note(facility: Facility, cleared: housekeeping.Cleared) -> None:

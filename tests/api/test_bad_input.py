@@ -466,3 +466,10 @@ def test_a_number_is_no_time(service: Service, time: str) -> None:
     ):
         answer = service.json(method, path, b"x" if method == "PUT" else None, 400)
         assert "RFC 3339" in answer["detail"], answer
+
+
+def test_a_line_break_in_a_files_name_is_refused_as_a_name(service) -> None:
+    session = service.json("POST", "/v1/uploads", {"name": "broken-lines"}, 201)
+    answer = service.request("PUT", f"/v1/uploads/{session['id']}/a%0Ab", b"x")
+    assert (answer.status, json.loads(answer.data)["code"]) == (400, "invalid_key")
+    assert service.request("DELETE", f"/v1/uploads/{session['id']}").status == 204

@@ -78,7 +78,23 @@ def stored(facility: Facility, who: Principal, outcome: Outcome) -> dict[str, by
 
 
 @pytest.mark.parametrize("kind", PACK)
-@pytest.mark.parametrize("given", [NAME, NAME[:-5], "download (1)"])
+def test_a_product_that_lies_deeper_is_found_and_one_beside_other_files_is_refused(
+    here: Facility, operator: Principal, kind: str
+) -> None:
+    files = {"manifest.safe": b"m", "measurement/a.tiff": b"a"}
+    deeper = {f"my/orders/{NAME}/{path}": content for path, content in files.items()}
+    outcome = send(here, operator, "orders", kind, PACK[kind](deeper))
+    assert outcome.product.name == NAME
+    assert stored(here, operator, outcome) == files
+    for beside in ({"my/readme": b"x", **deeper}, {**deeper, "my/readme": b"x"}):
+        with pytest.raises(InvalidArchive, match="outside of that folder"):
+            send(here, operator, "others", kind, PACK[kind](beside))
+
+
+@pytest.mark.parametrize("kind", PACK)
+@pytest.mark.parametrize(
+    "given", [NAME, NAME[:-5], "download (1)", f"{NAME[:-5]} (1)", "S1B_latest"]
+)
 def test_the_single_top_folder_that_is_a_product_names_it(
     here: Facility, operator: Principal, tmp_path: Path, kind: str, given: str
 ) -> None:
@@ -192,7 +208,8 @@ def test_what_is_handed_out_comes_in_again_byte_by_byte(
 ) -> None:
     files = {"one/empty": b"", "one/deep/er/a": os.urandom(200_000), "one/b": b"b"}
     made = send(here, operator, "one", "tar", tar(files))
-    _, chunks, _ = packed_product(here, operator, made.product.id, kind)
+    whole = packed_product(here, operator, made.product.id, kind)
+    chunks = whole.read(0, whole.size or 0)
     again = send(here, operator, "one", kind, b"".join(chunks))
     assert (again.result, again.product.list_digest) == ("skipped", made.product.list_digest)
 

@@ -61,3 +61,18 @@ def test_a_store_without_a_free_byte_is_emptied_by_removing(
     assert json.loads(service.request("GET", "/healthz/ready", token=None).data)["status"] == "ok"
     (small_disk / "filler").unlink()
     assert "0 findings" in service.cli("reconcile").stdout
+
+
+def test_a_full_disk_of_the_state_directory_kills_no_process_and_removing_goes_on(
+    make_service,
+    small_disk: Path,  # noqa: F811
+) -> None:
+    service = make_service(state_dir=small_disk / "state")
+    service.start()
+    product = service.json("PUT", "/v1/uploads/there", b"x", 201)
+    wait_until(lambda: (small_disk / "state/catalog.reserve").exists(), 20, "the catalog's reserve")
+    fill(small_disk)
+    for path in ("/v1/products", "/v1/storage", "/v1/events", "/healthz/live"):
+        assert service.request("GET", path).status == 200, path
+    assert service.json("DELETE", f"/v1/products/{product['id']}")["state"] == "removed"
+    assert "SIGBUS" not in service.log()

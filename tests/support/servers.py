@@ -392,7 +392,7 @@ def service_in(
             "password_file": database.password_file,
         }
     for name, values in sections.items():
-        settings[name] = {**settings.get(name, {}), **values}
+        settings[name] = {**settings.get(name, {}), **values} if name != "state_dir" else values
     settings_file = directory / "settings.toml"
     settings_file.write_text(toml(settings))
     return Service(

@@ -16,16 +16,28 @@ from admin_api.settings import CatalogSettings
 from admin_api.web.problems import STATUSES
 
 PACKAGE = Path(errors.__file__).parent
-LAYERS = ["cli", "web", "services", "catalog", "products", "storage", "keys", "settings", "errors"]
+LAYERS = [
+    "cli",
+    "web",
+    "services",
+    "catalog",
+    "products",
+    "storage",
+    "keys",
+    "uris",
+    "settings",
+    "errors",
+]
 # What a layer may import, besides itself.
 ALLOWED = {
-    "cli": {"web", "services", "products", "settings", "errors"},
-    "web": {"services", "catalog", "storage", "settings", "errors"},
-    "services": {"catalog", "products", "storage", "keys", "settings", "errors"},
+    "cli": {"web", "services", "products", "settings", "errors", "uris"},
+    "web": {"services", "catalog", "storage", "settings", "errors", "uris"},
+    "services": {"catalog", "products", "storage", "keys", "settings", "errors", "uris"},
     "catalog": {"settings", "errors"},
     "products": {"keys", "errors"},
     "storage": {"keys", "settings", "errors"},
     "keys": {"errors"},
+    "uris": set(),
     "settings": {"errors"},
     "errors": set(),
 }

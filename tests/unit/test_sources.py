@@ -20,8 +20,9 @@ from admin_api.errors import (
     SourceUnavailable,
     StorageManagerError,
 )
-from admin_api.services.sources import Sources, shown
+from admin_api.services.sources import Sources
 from admin_api.settings import LimitSettings, SourceSettings
+from admin_api.uris import shown
 
 HOSTS = [
     "127.0.0.1",

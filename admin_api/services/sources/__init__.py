@@ -11,11 +11,12 @@ from urllib.parse import urlsplit
 
 from admin_api.errors import InvalidRequest, SourceDenied
 from admin_api.services.sources import buckets, files
-from admin_api.services.sources.found import Found, SourceFile, shown
+from admin_api.services.sources.found import Found, SourceFile
 from admin_api.services.sources.web import Web
 from admin_api.settings import LimitSettings, SourceSettings
+from admin_api.uris import shown
 
-__all__ = ["Found", "SourceFile", "Sources", "shown"]
+__all__ = ["Found", "SourceFile", "Sources"]
 
 
 class Sources:

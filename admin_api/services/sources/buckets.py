@@ -23,9 +23,10 @@ from admin_api.errors import (
     TooLarge,
 )
 from admin_api.keys import check_key, join
-from admin_api.services.sources.found import Found, SourceFile, shown
+from admin_api.services.sources.found import Found, SourceFile
 from admin_api.settings import S3Backend, S3Source
 from admin_api.storage.s3 import S3Storage
+from admin_api.uris import shown
 
 #: What Hadoop's tools put beside a directory that they made.
 _HADOOP_MARKER = "_$folder$"

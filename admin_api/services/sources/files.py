@@ -15,9 +15,10 @@ from urllib.parse import unquote, urlsplit
 
 from admin_api.errors import InvalidKey, SourceDenied, SourceNotFound, SourceUnavailable
 from admin_api.keys import MAX_KEY_BYTES
-from admin_api.services.sources.found import Found, SourceFile, bounded, shown
+from admin_api.services.sources.found import Found, SourceFile, bounded
 from admin_api.storage import confined
 from admin_api.storage.base import CHUNK
+from admin_api.uris import shown
 
 
 def find(uri: str, roots: Sequence[Path], max_files: int) -> Found:

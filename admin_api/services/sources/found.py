@@ -5,7 +5,6 @@ Called by the kinds of sources beside this module and by whoever receives or sho
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -54,16 +53,6 @@ class Found:
         """To be called when all is read, or nothing more will be."""
         for file in self.files:
             file.close()
-
-
-def shown(uri: str) -> str:
-    """``uri`` as it may be kept, shown and logged: without credentials, query and fragment.
-
-    Signatures and tokens lie in those.  Works on text that is no URI, too: it is shown in the
-    message that says so.
-    """
-    plain = re.split(r"[?#]", uri, maxsplit=1)[0]
-    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*:)?([/\\]+)[^/\\]*@", r"\1\2", plain)
 
 
 def bounded(files: Iterator[SourceFile], limit: int, where: str) -> list[SourceFile]:

@@ -21,9 +21,10 @@ from admin_api.services.pace import Pace
 from admin_api.services.sources import headers
 from admin_api.services.sources.addresses import AllowList
 from admin_api.services.sources.connections import Answer, Server, server
-from admin_api.services.sources.found import Found, SourceFile, shown
+from admin_api.services.sources.found import Found, SourceFile
 from admin_api.settings import LimitSettings, SourceSettings
 from admin_api.storage.base import CHUNK
+from admin_api.uris import shown
 
 _OK, _PARTIAL = 200, 206
 _REDIRECTS = (301, 302, 303, 307, 308)
