@@ -515,6 +515,7 @@ def verify(client: Client, references: tuple[str, ...], manifest: bool) -> None:
     for reference in references:
         product = client.find(reference)
         path = f"/v1/products/{product['id']}/verification"
+        read: set[str] = set()  # the manifest comes twice: as a file, and compared with all
         with _progress(client, product["name"], product["size"]) as progress:
             for line in client.lines("POST", path, query={"manifest": str(manifest).lower()}):
                 if line["type"] == "summary":
@@ -525,7 +526,9 @@ def verify(client: Client, references: tuple[str, ...], manifest: bool) -> None:
                         f"{product['name']}: {line['checked']} checked, {line['failed']} failed",
                     )
                     continue
-                progress.move(line["size"])
+                if line["path"] not in read:
+                    progress.move(line["size"])
+                read.add(line["path"])
                 if not line["passed"]:
                     emit(client.as_json, line, f"FAILED  {line['path']}: {line['message']}")
     if failed:

@@ -294,6 +294,18 @@ def _refuse(
         refuse_kept(existing, clock.read(session))
 
 
+def refuse_other(facility: Facility, principal: Principal, wish: Wish, digest: str) -> None:
+    """Raise at once what ``commit`` would raise for content that is not that of the product there.
+
+    For those who have more to check before they commit: a re-delivery is told as such whatever
+    else is wrong with it.
+    """
+    with facility.catalog.reading() as session:
+        existing = _available(session, wish.name)
+        if existing is not None and existing.list_digest != digest:
+            _refuse(session, existing, principal, wish)
+
+
 def refuse_kept(product: ProductEntry, now: datetime) -> None:
     """Raise Held or Retained for a product that must not go, be it removed or replaced."""
     if product.hold_reason is not None:

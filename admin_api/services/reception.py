@@ -196,6 +196,7 @@ class _Attempting(Reception):
     def commit(self) -> Outcome:
         digest = self._list_digest()
         if self.wish.level.includes(Level.MANIFEST):
+            lifecycle.refuse_other(self.facility, self.principal, self.wish, digest)
             _verify_manifest(self, self.contents.files)
         files = [
             FileEntry(

@@ -54,6 +54,8 @@ STATUSES: dict[str, int] = {
     "unauthorized": 401,
     "unsupported_media_type": 415,
 }
+#: Told with a status of ours, though nothing here is at fault.
+_NOT_OURS = ("busy", "source_unavailable")
 _RETRY_AFTER = {
     "busy": "2",
     "in_progress": "2",
@@ -123,7 +125,7 @@ def problem(code: str, status: int, detail: str, extra: dict[str, Any] | None = 
 def of_error(error: StorageManagerError) -> Response:
     """A domain error as response; what is our fault is logged with everything known of it."""
     status = STATUSES[error.code]
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and error.code != "busy":
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and error.code not in _NOT_OURS:
         log.error("request failed: %s", error.detail, exc_info=error, extra={"code": error.code})
     else:
         log.info("request refused: %s", error.detail, extra={"code": error.code})

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from admin_api.errors import ManifestMismatch, ProductExists
+from admin_api.services import uploads
 from admin_api.services.access import Principal
 from admin_api.services.facility import Facility
 from admin_api.services.ingest import Order, ingest
 from admin_api.services.verification import verify
-from admin_api.services.wishes import Level, Outcome, Policy, Result, Wish
+from admin_api.services.wishes import Expected, Level, Outcome, Policy, Result, Wish
 from tests.conftest import make_facility
 from tests.generator import make_s1, make_s2, make_s3
 
@@ -137,6 +138,20 @@ def test_another_delivery_under_the_same_name_is_refused_before_its_manifest_is_
     manifest.write_text(manifest.read_text().replace(image.name, "B99.jp2"))
     with pytest.raises(ProductExists, match="with other content"):
         take(facility, operator, tree)
+
+
+def test_another_delivery_by_session_is_refused_as_one_too(
+    facility: Facility, operator: Principal, inbox: Path
+) -> None:
+    tree = make_s2(inbox, files=2)
+    take(facility, operator, tree)
+    session = uploads.begin(facility, operator, Wish(name=tree.name, level=Level.MANIFEST))
+    for path in (item for item in tree.rglob("*") if item.is_file()):
+        data = path.read_bytes() + b"other"  # nor does it agree with its own manifest
+        inner = path.relative_to(tree).as_posix()
+        uploads.receive_file(facility, operator, session.upload.id, inner, iter([data]), Expected())
+    with pytest.raises(ProductExists):
+        uploads.commit(facility, operator, session.upload.id)
 
 
 def test_names_kept_escaped_are_found_by_what_the_manifest_calls_them(
