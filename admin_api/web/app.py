@@ -36,6 +36,7 @@ from admin_api.web.body import Transfers
 
 log = logging.getLogger(__name__)
 
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 #: Threads that stay free for control requests while payload flows.
 _CONTROL_THREADS = 4
@@ -100,8 +101,10 @@ def _end(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.get("request_id", "")
     route = request.url_rule.rule if request.url_rule else "unknown"
     elapsed = time.monotonic() - g.begun
-    metrics.REQUESTS.labels(request.method, route, response.status_code).inc()
-    metrics.SECONDS.labels(request.method, route).observe(elapsed)
+    # Labels are of fixed sets: what strangers invent takes no memory.
+    method = request.method if request.method in _METHODS else "other"
+    metrics.REQUESTS.labels(method, route, response.status_code).inc()
+    metrics.SECONDS.labels(method, route).observe(elapsed)
     if g.pop("counted", False):
         metrics.RUNNING.dec()
     if request.method == "PUT":

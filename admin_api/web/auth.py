@@ -93,5 +93,7 @@ def _check_json() -> None:
         raise InvalidRequest("The body is not valid UTF-8.") from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.") from None
+    except ValueError:  # Python's own limit for the digits of a number
+        raise InvalidRequest("The body holds a number with too many digits.") from None
     if not isinstance(found, dict):
         raise InvalidRequest("The body must be a JSON object.")

@@ -241,6 +241,7 @@ class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no ty
             "proc_name": "storage-manager",
             "child_exit": _forget_process,
             "on_exit": _forget_counts,
+            "forwarder_headers": "",  # no header moves the service to another path
         }
         for name, value in values.items():
             self.cfg.set(name, value)

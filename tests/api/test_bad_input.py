@@ -473,3 +473,24 @@ def test_a_line_break_in_a_files_name_is_refused_as_a_name(service) -> None:
     answer = service.request("PUT", f"/v1/uploads/{session['id']}/a%0Ab", b"x")
     assert (answer.status, json.loads(answer.data)["code"]) == (400, "invalid_key")
     assert service.request("DELETE", f"/v1/uploads/{session['id']}").status == 204
+
+
+def test_a_number_of_thousands_of_digits_is_the_clients_mistake(service) -> None:
+    body = b'{"name": "x", "size": ' + b"9" * 5000 + b"}"
+    sent = {"Content-Type": "application/json"}
+    answer = service.request("POST", "/v1/products", body, headers=sent)
+    assert (answer.status, json.loads(answer.data)["code"]) == (400, "invalid_request")
+
+
+def test_no_header_moves_the_service_to_another_path(service) -> None:
+    moved = {"SCRIPT_NAME": "/healthz", "PATH_INFO": "/v1/storage"}
+    answer = service.request("GET", "/healthz/v1/storage", headers=moved)
+    assert answer.status in (400, 404)
+
+
+def test_invented_methods_make_no_label_each(service) -> None:
+    for number in range(20):
+        service.request(f"BREW{number}", "/v1/products", token=None)
+    text = service.pool.request("GET", f"{service.metrics_url}/metrics").data.decode()
+    assert "BREW" not in text
+    assert 'method="other"' in text
