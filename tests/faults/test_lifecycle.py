@@ -451,6 +451,53 @@ def test_a_frozen_ingest_that_was_given_up_meanwhile_commits_nothing(
     assert [stat.key for stat in either.storage.list("unsorted")] == []
 
 
+def forgotten(facility: Facility, who: Principal, name: str) -> None:
+    """The attempt was given up, and so long ago that its row is gone, too."""
+    (attempt,) = rows(facility, name)
+    assert lifecycle.expire(facility, attempt, "no sign of life", None)
+    failing_put(facility, who, "filler")  # the newest row is not forgotten
+    lifecycle.forget(facility, *_long_from_now(facility))
+    assert rows(facility, name) == []
+
+
+def test_an_ingest_that_wakes_up_when_nobody_remembers_it_takes_its_bytes_with_it(
+    either: Facility, operator
+) -> None:
+    def body() -> Iterator[bytes]:
+        yield b"x"
+        forgotten(either, operator, "late")
+        yield b"y"
+
+    with pytest.raises(InProgress):
+        uploads.receive(either, operator, Wish("late"), body(), Expected(), None)
+    assert [stat.key for stat in either.storage.list("unsorted")] == []
+
+
+def test_a_sessions_file_that_arrives_when_nobody_remembers_the_session_goes(
+    either: Facility, operator
+) -> None:
+    session = uploads.begin(either, operator, Wish("late"))
+
+    def body() -> Iterator[bytes]:
+        forgotten(either, operator, "late")
+        yield b"x"
+
+    with pytest.raises(InProgress):
+        uploads.receive_file(either, operator, session.upload.id, "late", body(), Expected())
+    assert [stat.key for stat in either.storage.list("unsorted")] == []
+
+
+def test_bytes_of_a_late_attempt_that_a_rebuilt_catalog_knows_as_a_product_stay(
+    either: Facility, operator
+) -> None:
+    product = put(either, operator, "rebuilt", b"acknowledged")
+    with either.catalog.reading() as session:
+        (file,) = entries.files_of(session, product.pk)
+    unknown = dataclasses.replace(product, pk=product.pk + 1000)  # as in another catalog
+    lifecycle.discard(either, unknown, operator.actor, "test", [file.key])
+    assert content(either, operator, product.id) == b"acknowledged"
+
+
 def test_what_began_earlier_and_commits_later_is_the_newer_generation(
     either: Facility, operator
 ) -> None:
