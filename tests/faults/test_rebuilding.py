@@ -39,7 +39,7 @@ from admin_api.services.wishes import Expected, Policy, Wish
 from admin_api.settings import CatalogSettings
 from admin_api.storage.base import Stat
 from admin_api.storage.posix import PosixStorage
-from tests.conftest import make_facility
+from tests.conftest import make_facility, stale_at_once
 
 OPERATOR = Principal("operator", frozenset(["admin"]), None)
 START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -419,7 +419,7 @@ class _Services:
         first = make_facility(
             directory,
             {"type": "posix", "root": directory / "store"},
-            housekeeping={"grace_seconds": 1e-6, "commit_grace_seconds": 1e-6},
+            housekeeping=stale_at_once(),
             catalog=next(catalogs),
         )
         try:
