@@ -608,12 +608,15 @@ def test_the_command_names_what_is_unreadable_and_says_so_by_its_exit_code(
             command, ["rebuild", "--settings", str(settings_file), *arguments]
         )
 
-    assert run().exit_code == 0
+    fine = run()
+    assert fine.exit_code == 0
+    assert "storage-manager reconcile" in fine.stderr
     path = record_of(site, broken)
     os.truncate(path, 40)
     said = run()
     assert said.exit_code == 1
     assert path.name in said.output
+    assert "storage-manager reconcile" in said.output
     assert "2 statements" not in said.output
     machine = run("--json")
     assert machine.exit_code == 1
