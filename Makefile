@@ -19,12 +19,15 @@ SEED    ?=
 .PHONY: help demo test test-fast campaign lint bench bench-facility requirements clean control docs plan-check facility facility-hosts facility-down facility-status
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+##@ Try it
 demo: $(VENV)/.ready ## run the main job on the embedded profile (DATA=dir: your products too; KEEP=1: leave it running)
 	@scripts/need.sh curl curl
 	@DATA="$(DATA)" KEEP="$(KEEP)" $(BIN)/python scripts/demo.py
 
+##@ Work on it
 test: $(VENV)/.ready-test $(VENV)/.ready-lint $(VENV)/.ready-facility lint ## lint and every test tier this machine can run
 	@$(BIN)/python scripts/prerequisites.py
 	@$(BIN)/python scripts/tiers.py $(TESTS)
@@ -45,15 +48,17 @@ lint: $(VENV)/.ready-test $(VENV)/.ready-lint $(VENV)/.ready-facility ## style, 
 	@$(BIN)/bandit --quiet --recursive --configfile pyproject.toml admin_api
 	@scripts/audit.sh $(BIN)
 
-control: $(VENV)/.ready $(VENV)/.ready-facility ## set up a control host: Ansible, pinned
-
 docs: $(VENV)/.ready-facility ## write the READMEs of roles and Terraform folders from their specifications
 	@$(BIN)/python scripts/role_docs.py
 	@$(BIN)/python scripts/terraform_docs.py
 
+##@ Run a facility
+control: $(VENV)/.ready $(VENV)/.ready-facility ## set up a control host: Ansible, pinned
+
 plan-check: ## plan check.tfplan in ENVIRONMENT; refused if more goes than REMOVE="names" and REPLACE="names"
 	@scripts/plan_check.sh "$(ENVIRONMENT)" $(addprefix --remove ,$(REMOVE)) $(addprefix --replace ,$(REPLACE))
 
+##@ The local facility, with real Alluxio
 facility-hosts: $(VENV)/.ready-facility ## make the local hosts: nodes, control, S3 server (root; podman)
 	@$(BIN)/python local_hosts/hosts.py up
 	@scripts/s3_host.sh $(BIN)
@@ -69,12 +74,14 @@ facility-status: $(VENV)/.ready-facility ## one page: hosts, nodes, tiers, balan
 facility-down: ## take away the local facility and everything it made on this machine
 	@$(PYTHON) local_hosts/hosts.py down
 
+##@ Measure
 bench: $(VENV)/.ready-test $(VENV)/.ready-bench ## measure speed and memory (BENCH="p1 p3": only these)
 	@$(BIN)/python -m bench $(BENCH)
 
 bench-facility: $(VENV)/.ready-test ## measure the local facility, which must stand (root)
 	@$(BIN)/python -m bench.facility $(BENCH)
 
+##@ Keep house
 requirements: $(VENV)/.ready-test ## resolve the pinned requirements anew
 	@scripts/requirements.sh $(BIN)
 

@@ -90,16 +90,44 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("variables", "named"), REFUSALS, ids=[str(item[0]) for item in REFUSALS])
-def test_what_cannot_work_is_refused_in_a_sentence_before_anything_is_touched(
-    facility: Facility, variables: dict, named: list[str]
+@pytest.mark.parametrize("number", [0, 7], ids=["of the inventory", "of the hosts"])
+def test_what_cannot_work_is_refused_before_anything_is_touched(
+    facility: Facility, number: int
 ) -> None:
-    output = " ".join(
-        facility.playbook("site.yml", "-e", json.dumps(variables), check=False).split()
-    )
+    variables, named = REFUSALS[number]
+    output = facility.playbook("site.yml", "-e", json.dumps(variables), check=False)
     assert "Firewall, names and measurements" not in output
     for part in (*named, "node1"):
-        assert part in output, output[-3000:]
+        assert part in " ".join(output.split()), output[-3000:]
+
+
+def test_every_refusal_is_a_sentence_that_names_variable_value_and_host(
+    facility: Facility,
+) -> None:
+    """Each as a play with its variables, all in one run: most of a run is its start."""
+    plays = [
+        {
+            "name": f"Refusal {number}.",
+            "hosts": "alluxio_masters:alluxio_workers:admin:monitoring",
+            "gather_facts": number == 0,
+            "vars": variables,
+            "tasks": [
+                {
+                    "name": "Try",
+                    "block": [{"ansible.builtin.include_role": {"name": "preflight"}}],
+                    "rescue": [{"ansible.builtin.meta": "clear_host_errors"}],
+                }
+            ],
+        }
+        for number, (variables, _) in enumerate(REFUSALS)
+    ]
+    file = facility.directory / "refusals.yml"
+    file.write_text(json.dumps(plays))
+    output = facility.playbook(str(file))
+    said = re.split(r"^PLAY \[Refusal (\d+)\.\]", output, flags=re.M)[1:]
+    for number, text in zip(said[::2], said[1::2], strict=True):
+        for part in (*REFUSALS[int(number)][1], "node1"):
+            assert part in " ".join(text.split()), text[-3000:]
 
 
 def test_a_disk_that_holds_something_of_somebody_else_is_refused(facility: Facility) -> None:
