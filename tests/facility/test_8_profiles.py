@@ -107,7 +107,8 @@ def test_a_product_goes_through_a_facility_of_every_profile(solo: Solo) -> None:
     assert (solo.ssh(HOST, "ls /opt/alluxio", check=False) != "") == profile.startswith("alluxio")
     solo.remove(product)
     assert solo.request("GET", path, token=solo.operator).status == 410
-    if profile in ("s3", "posix"):  # what they run again, the other two do as well
-        return
-    output = solo.site()
-    assert "changed=0" in output.split("PLAY RECAP")[1], output[-2500:]
+    if (
+        profile == "s3_nfs"
+    ):  # what the others run again, this one or the large facility does as well
+        output = solo.site()
+        assert "changed=0" in output.split("PLAY RECAP")[1], output[-2500:]
