@@ -285,6 +285,8 @@ def test_an_interrupt_ends_the_command_at_once_and_says_how_to_go_on(
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        # Ignored where the tests run in the background of a script, and inherited then.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert moving.wait(60)
