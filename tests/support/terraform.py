@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from admin_api.cli.terraform import Terraform
 
 #: The library has no command line of its own.
 _COMMAND = """#!{python}
@@ -40,7 +41,5 @@ def on_path() -> None:
 def terraform(folder: Path, *arguments: str) -> tuple[int, str]:
     """Run Terraform in a folder; exit code and all that it said."""
     on_path()
-    done = subprocess.run(
-        ["terraform", f"-chdir={folder}", *arguments], capture_output=True, text=True
-    )
-    return done.returncode, done.stdout + done.stderr
+    done = Terraform(folder).run(*arguments)
+    return done.code, done.out + done.err
