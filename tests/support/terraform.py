@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -43,3 +44,10 @@ def terraform(folder: Path, *arguments: str) -> tuple[int, str]:
     on_path()
     done = Terraform(folder).run(*arguments)
     return done.code, done.out + done.err
+
+
+def platform() -> str:
+    """How Terraform names this machine, e.g. ``linux_amd64``."""
+    on_path()
+    said = Terraform(Path.cwd()).ask("version", "-json")
+    return str(json.loads(said)["platform"])

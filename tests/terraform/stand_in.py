@@ -11,17 +11,20 @@ Run by Terraform as ``terraform-provider-NAME`` (see :func:`install`).
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+#: Where the real ones come from, and which of them these stand for.
 SOURCES = {
-    "aws": "hashicorp/aws",
-    "openstack": "terraform-provider-openstack/openstack",
-    "opentelekomcloud": "opentelekomcloud/opentelekomcloud",
+    "aws": "hashicorp/aws/5.100.0",
+    "openstack": "terraform-provider-openstack/openstack/3.4.0",
+    "opentelekomcloud": "opentelekomcloud/opentelekomcloud/1.36.23",
 }
 CHANGEABLE = {"tags", "tags_all", "metadata"}
 NESTING = {"single": 1, "list": 2, "set": 3, "map": 4}
@@ -35,11 +38,11 @@ def schema(name: str) -> dict[str, Any]:
     return found
 
 
-def install(folder: Path) -> Path:
-    """Write the executables, and a configuration for Terraform that names them; its path."""
-    lines = []
+def install(folder: Path, platform: str) -> Path:
+    """Write a mirror of providers for a platform, and a configuration that names it; its path."""
+    mirror = folder / "mirror"
     for name, source in SOURCES.items():
-        place = folder / name
+        place = mirror / "registry.terraform.io" / source / platform
         place.mkdir(parents=True, exist_ok=True)
         program = place / f"terraform-provider-{name}"
         program.write_text(
@@ -47,13 +50,15 @@ def install(folder: Path) -> Path:
             f"from tests.terraform.stand_in import serve\nserve({name!r})\n"
         )
         program.chmod(0o755)
-        lines.append(f'    "{source}" = "{place}"')
-    configuration = folder / "terraform.rc"
-    overrides = "\n".join(lines)
-    configuration.write_text(
-        f"provider_installation {{\n  dev_overrides {{\n{overrides}\n  }}\n  direct {{}}\n}}\n"
+    return configure(folder / "terraform.rc", mirror)
+
+
+def configure(file: Path, mirror: Path) -> Path:
+    """Write a configuration of Terraform that takes providers from a mirror only; its path."""
+    file.write_text(
+        f'provider_installation {{\n  filesystem_mirror {{\n    path = "{mirror}"\n  }}\n}}\n'
     )
-    return configuration
+    return file
 
 
 # -- what is made ----------------------------------------------------------------------------------
@@ -64,7 +69,8 @@ class Nowhere:
         """``configuration``: the provider's block."""
 
     def create(self, kind: str, wanted: State) -> State:
-        """What the cloud adds to what was wanted."""
+        """What the cloud adds to what was wanted; it takes STAND_IN_SECONDS for it."""
+        time.sleep(float(os.environ.get("STAND_IN_SECONDS", "0")))
         made: State = {"id": str(uuid.uuid4())}
         if kind.endswith("_networking_port_v2"):
             fixed = (wanted["fixed_ip"] or [{}])[0].get("ip_address")
@@ -310,10 +316,19 @@ class Ec2(Nowhere):
 def serve(name: str) -> None:
     """Serve the stand-in of a provider to the Terraform that has started this process."""
     import tf.provider
-    from tf.runner import run_provider
+    import tf.runner
+
+    class Stays(tf.runner._ShutdownInterceptor):
+        """The library takes StopProvider, which says "begin nothing new", for the end."""
+
+        def intercept_service(self, continuation: Any, call: Any) -> Any:
+            if call.method.endswith("/StopProvider"):
+                return continuation(call)
+            return super().intercept_service(continuation, call)
 
     tf.provider.ProviderServicer = _servicer(name)
-    run_provider(None)  # type: ignore[arg-type]  # only the servicer is used
+    tf.runner._ShutdownInterceptor = Stays
+    tf.runner.run_provider(None)  # type: ignore[arg-type]  # only the servicer is used
 
 
 def _servicer(name: str) -> Callable[[Any], Any]:

@@ -18,7 +18,7 @@ import boto3
 import jsonschema
 import pytest
 
-from tests.support.terraform import terraform
+from tests.support.terraform import platform, terraform
 from tests.terraform import stand_in
 from tests.terraform.test_modules import TERRAFORM, inventory, plan_check
 
@@ -61,7 +61,7 @@ class Environment:
         self.folder = copy / "environments" / cloud
         self.given = {**COMMON, **PARTICULAR[cloud], **more}
         self.variables()
-        self.run("get")
+        self.run("init", "-input=false")
 
     def variables(self, **changed: Any) -> None:
         """The environment's variables, those of its first plan with these changes."""
@@ -108,7 +108,7 @@ class Environment:
 @pytest.fixture(scope="module", autouse=True)
 def providers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before = os.environ.get("TF_CLI_CONFIG_FILE")
-    configuration = stand_in.install(tmp_path_factory.mktemp("providers"))
+    configuration = stand_in.install(tmp_path_factory.mktemp("providers"), platform())
     os.environ["TF_CLI_CONFIG_FILE"] = str(configuration)
     yield
     if before is None:
