@@ -9,6 +9,7 @@ DATA   ?=
 ENVIRONMENT ?= terraform/environments/local
 REMOVE  ?=
 REPLACE ?=
+ALLOW   ?=
 SECONDS ?= 60
 BACKEND ?= posix
 CATALOG ?= sqlite
@@ -51,8 +52,8 @@ docs: $(VENV)/.ready-facility ## write the READMEs of roles and Terraform folder
 	@$(BIN)/python scripts/role_docs.py
 	@$(BIN)/python scripts/terraform_docs.py
 
-plan-check: ## plan check.tfplan in ENVIRONMENT; refused if more goes than REMOVE="names" and REPLACE="names"
-	@scripts/plan_check.sh "$(ENVIRONMENT)" $(addprefix --remove ,$(REMOVE)) $(addprefix --replace ,$(REPLACE))
+plan-check: ## plan check.tfplan in ENVIRONMENT; refused if more goes than REMOVE="names", REPLACE="names", ALLOW="addresses"
+	@scripts/plan_check.sh "$(ENVIRONMENT)" $(addprefix --remove ,$(REMOVE)) $(addprefix --replace ,$(REPLACE)) $(patsubst %,--allow '%',$(ALLOW))
 
 facility-hosts: $(VENV)/.ready-facility ## make the local hosts: nodes, control, S3 server (root; podman)
 	@$(BIN)/python local_hosts/hosts.py up

@@ -29,7 +29,7 @@ NATIVE = shutil.which("terraform") is not None
 
 def on_path() -> None:
     """Make sure that there is a ``terraform`` on this process's PATH."""
-    # A machine may name a configuration that is not there.
+    # A machine may name a configuration that is not there, of which Terraform warns each time.
     if not Path(os.environ.get("TF_CLI_CONFIG_FILE", "/")).exists():
         del os.environ["TF_CLI_CONFIG_FILE"]
     if shutil.which("terraform") is None:
@@ -51,3 +51,9 @@ def platform() -> str:
     on_path()
     said = Terraform(Path.cwd()).ask("version", "-json")
     return str(json.loads(said)["platform"])
+
+
+def config_file() -> Path | None:
+    """The configuration of Terraform's command line that this machine has, if it has one."""
+    file = Path(os.environ.get("TF_CLI_CONFIG_FILE") or "~/.terraformrc").expanduser()
+    return file if file.is_file() else None

@@ -98,12 +98,15 @@ class Ec2(Nowhere):
         import boto3
 
         endpoint = configuration["endpoints"][0]["ec2"]
-        self.ec2 = boto3.client(
-            "ec2",
-            endpoint_url=endpoint,
-            region_name=configuration["region"],
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
+        self.ec2, self.iam = (
+            boto3.client(
+                service,
+                endpoint_url=endpoint,
+                region_name=configuration["region"],
+                aws_access_key_id="test",
+                aws_secret_access_key="test",
+            )
+            for service in ("ec2", "iam")
         )
 
     def create(self, kind: str, wanted: State) -> State:
@@ -208,12 +211,36 @@ class Ec2(Nowhere):
         return {"id": made["VpcEndpoint"]["VpcEndpointId"]}
 
     def create_placement_group(self, wanted: State) -> State:
-        return {"id": wanted["name"]}  # moto has none
+        self.ec2.create_placement_group(GroupName=wanted["name"], Strategy=wanted["strategy"])
+        return {"id": wanted["name"]}
+
+    def create_iam_role(self, wanted: State) -> State:
+        self.iam.create_role(
+            RoleName=wanted["name"], AssumeRolePolicyDocument=wanted["assume_role_policy"]
+        )
+        return {"id": wanted["name"]}
+
+    def create_iam_role_policy(self, wanted: State) -> State:
+        self.iam.put_role_policy(
+            RoleName=wanted["role"], PolicyName=wanted["name"], PolicyDocument=wanted["policy"]
+        )
+        return {"id": f"{wanted['role']}:{wanted['name']}"}
+
+    def create_iam_instance_profile(self, wanted: State) -> State:
+        self.iam.create_instance_profile(InstanceProfileName=wanted["name"])
+        self.iam.add_role_to_instance_profile(
+            InstanceProfileName=wanted["name"], RoleName=wanted["role"]
+        )
+        return {"id": wanted["name"]}
 
     def create_instance(self, wanted: State) -> State:
         options: State = {}
         if wanted["private_ip"]:
             options["PrivateIpAddress"] = wanted["private_ip"]
+        if wanted["iam_instance_profile"]:
+            options["IamInstanceProfile"] = {"Name": wanted["iam_instance_profile"]}
+        if wanted["placement_group"]:
+            options["Placement"] = {"GroupName": wanted["placement_group"]}
         made = self.ec2.run_instances(
             MinCount=1,
             MaxCount=1,
@@ -222,6 +249,7 @@ class Ec2(Nowhere):
             SubnetId=wanted["subnet_id"],
             SecurityGroupIds=wanted["vpc_security_group_ids"],
             KeyName=wanted["key_name"],
+            DisableApiTermination=bool(wanted["disable_api_termination"]),
             MetadataOptions={"HttpTokens": wanted["metadata_options"][0]["http_tokens"]},
             TagSpecifications=[
                 {
@@ -300,8 +328,24 @@ class Ec2(Nowhere):
                 GroupId=state["security_group_id"], SecurityGroupRuleIds=[name]
             ),
             "aws_key_pair": lambda: ec2.delete_key_pair(KeyName=name),
-            "aws_placement_group": lambda: None,
-            "aws_instance": lambda: ec2.terminate_instances(InstanceIds=[name]),
+            "aws_placement_group": lambda: ec2.delete_placement_group(GroupName=name),
+            "aws_iam_role": lambda: self.iam.delete_role(RoleName=name),
+            "aws_iam_role_policy": lambda: self.iam.delete_role_policy(
+                RoleName=state["role"], PolicyName=state["name"]
+            ),
+            "aws_iam_instance_profile": lambda: (
+                self.iam.remove_role_from_instance_profile(
+                    InstanceProfileName=name, RoleName=state["role"]
+                ),
+                self.iam.delete_instance_profile(InstanceProfileName=name),
+            ),
+            # As the real provider does: what Terraform itself ends is protected no longer.
+            "aws_instance": lambda: (
+                ec2.modify_instance_attribute(
+                    InstanceId=name, DisableApiTermination={"Value": False}
+                ),
+                ec2.terminate_instances(InstanceIds=[name]),
+            ),
             "aws_ebs_volume": lambda: ec2.delete_volume(VolumeId=name),
             "aws_volume_attachment": lambda: ec2.detach_volume(
                 VolumeId=state["volume_id"],
