@@ -196,7 +196,7 @@ def test_growing_makes_just_the_named_nodes_and_shrinking_takes_just_them(
         )["Vpcs"]  # fmt: skip
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2400)
 def test_the_real_provider_of_aws_makes_grows_replaces_and_unmakes_a_facility(
     tmp_path: Path, moto: str, real_aws: Path | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,8 +100,7 @@ class Checkout:
     def run(self, commands: str) -> str:
         """Run commands as a reader types them, who says yes; what they print."""
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", commands],
-            input="y\n" * 9,
+            ["bash", "-euo", "pipefail", "-c", f"exec < <(yes 2>/dev/null)\n{commands}"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
