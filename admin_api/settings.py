@@ -28,6 +28,8 @@ CLIENT_VARIABLES = {f"{ENVIRONMENT_PREFIX}{name}" for name in ("SETTINGS", "URL"
 MIB = 1 << 20
 GIB = 1 << 30
 
+_SHORTEST_GRACE_SECONDS = 1.0
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -259,10 +261,13 @@ class HousekeepingSettings(_Section):
 
     interval_seconds: float = Field(default=60.0, gt=0)
     grace_seconds: float = Field(
-        default=3600.0, gt=0, description="an ingest without a sign of life for so long is cleared"
+        default=3600.0,
+        description="an ingest without a sign of life for so long is cleared; 1 or more",
     )
     commit_grace_seconds: float = Field(
-        default=30.0, gt=0, description="a commit older than this is finished or undone"
+        default=30.0,
+        description="a commit older than this is finished or undone, and a request without a sign "
+        "of life for so long is taken over; 1 or more",
     )
     upload_seconds: float = Field(default=86400.0, gt=0, description="life of an upload session")
     failed_seconds: float = Field(
@@ -276,6 +281,23 @@ class HousekeepingSettings(_Section):
         gt=0,
         description="what lies in the incoming area for so long without becoming a product goes",
     )
+
+    @field_validator("grace_seconds", "commit_grace_seconds")
+    @classmethod
+    def _outlasts_signs_of_life(cls, value: float) -> float:
+        if value < _SHORTEST_GRACE_SECONDS:
+            raise ValueError(
+                f"{value} seconds are shorter than work that is alive may stay silent: it would be "
+                f"given up while it runs. Set at least {_SHORTEST_GRACE_SECONDS} seconds, or leave "
+                "the setting out."
+            )
+        return value
+
+    @property
+    def beat_seconds(self) -> float:
+        """Seconds between two signs of life: several fit into the shorter of the grace times."""
+        grace = min(self.grace_seconds, self.commit_grace_seconds)
+        return min(max(grace, _SHORTEST_GRACE_SECONDS) / 4, 5.0)
 
 
 class ServerSettings(_Section):

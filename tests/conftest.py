@@ -15,7 +15,7 @@ import pytest
 from admin_api.catalog.events import Actor
 from admin_api.services.access import Principal
 from admin_api.services.facility import Facility, open_facility
-from admin_api.settings import Settings
+from admin_api.settings import HousekeepingSettings, Settings
 from tests.support.servers import (
     Postgres,
     Service,
@@ -78,6 +78,13 @@ def facility(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Facilit
     made = make_facility(tmp_path, _backend(request.param, tmp_path, request))
     yield made
     made.catalog.close()
+
+
+def stale_at_once(**more: float) -> HousekeepingSettings:
+    """Grace times that no operator may set: whatever is left over is stale at once."""
+    return HousekeepingSettings.model_construct(
+        grace_seconds=1e-6, commit_grace_seconds=1e-6, **more
+    )
 
 
 def make_facility(directory: Path, backend: dict[str, Any], **sections: Any) -> Facility:

@@ -336,8 +336,7 @@ class _Deployment:
     ) -> None:
         begun = time.monotonic()
         try:
-            # The operator's own tools, with the operator's own words.
-            process = subprocess.Popen(  # noqa: S603  # nosec B603
+            process = subprocess.Popen(  # noqa: S603  # nosec B603 # own tools, no shell
                 command,
                 cwd=folder or self.environment,
                 env={**os.environ, "TERRAFORM_ENVIRONMENT": str(self.environment)},

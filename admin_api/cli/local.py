@@ -11,6 +11,11 @@ from admin_api.cli.client import EXIT_FAILED, EXIT_UNAVAILABLE, Failure
 from admin_api.cli.output import emit
 from admin_api.errors import CatalogUnavailable, Denied, StorageManagerError, Unavailable
 
+_RECONCILE_NEXT = (
+    "A record that is missing cannot be named here: start the service and run "
+    "`storage-manager reconcile`."
+)
+
 # The service's own modules are imported by the commands: clients need not wait for them.
 
 settings_option = click.option(
@@ -120,9 +125,12 @@ def rebuild(settings_file: Path | None, as_json: bool) -> None:
     )
     if unreadable:
         raise Failure(
-            f"Records that could not be taken in: {unreadable}. They are named above.",
+            f"Records that could not be taken in: {unreadable}. They are named above. "
+            f"{_RECONCILE_NEXT}",
             EXIT_FAILED,
         )
+    if not as_json:
+        click.echo(_RECONCILE_NEXT, err=True)
 
 
 @click.command("adopt-store")

@@ -155,7 +155,7 @@ def _ingest_one(
 
 def _absolute(path: Path) -> Path:
     """``path`` with the name that ``.`` and ``..`` mean; links stay links, and are refused."""
-    return Path(os.path.abspath(path))  # noqa: PTH100
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() follows links
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def join(settings: Settings, catalog: Catalog) -> Facility:
         settings,
         storage,
         catalog,
-        Heartbeat(catalog),
+        Heartbeat(catalog, settings.housekeeping.beat_seconds),
         Reserve(settings),
         Spool(settings.state_dir, settings.limits.max_spool_bytes),
     )

@@ -1,5 +1,6 @@
 """Signs of life: a thread of its own says every few seconds which work of this process goes on.
 
+How often follows from the grace times (``settings.HousekeepingSettings.beat_seconds``).
 Attempts, the claims of files in upload sessions, and requests with an Idempotency-Key are marked
 with the database's clock whatever the threads that do the work are waiting for; what is not marked
 any more belongs to a process that died or was frozen, and is taken over.  Used by reception,
@@ -23,15 +24,16 @@ from admin_api.errors import StorageManagerError
 
 log = logging.getLogger(__name__)
 
-_BEAT_SECONDS = 5.0
 _ALIVE = (State.RECEIVING, State.COMMITTING)
 
 
 class Heartbeat:
     """What this process works on; the thread begins with the first entry."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, beat_seconds: float) -> None:
         self._catalog = catalog
+        #: Seconds between two signs of life.
+        self.beat_seconds = beat_seconds
         self._lock = threading.Lock()
         self._attempts: dict[str, int] = {}
         self._owners: set[str] = set()
@@ -100,7 +102,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         pause = threading.Event()
-        while not pause.wait(_BEAT_SECONDS):
+        while not pause.wait(self.beat_seconds):
             try:
                 self.beat()
             except StorageManagerError:

@@ -663,8 +663,11 @@ def discard(
     try:
         with facility.catalog.writing() as session:
             given_up = _give_up(session, _is(attempt, State.RECEIVING), actor, cause)
-            if not given_up and not _is_dead(session, attempt):
-                return
+            known = _of_attempt(session, attempt)
+        if known is None:
+            clear_forgotten(facility, attempt, keys)
+        if not given_up and not _is_dead(known):
+            return
         if not attempt.registered:
             facility.storage.delete_many(keys)
         if given_up:
@@ -674,14 +677,30 @@ def discard(
         log.exception("leftovers stay for housekeeping", extra={"pk": attempt.pk})
 
 
-def _is_dead(session: Session, attempt: ProductEntry) -> bool:
-    """Whether somebody else has given the attempt up for good."""
+def clear_forgotten(facility: Facility, attempt: ProductEntry, keys: Sequence[str]) -> None:
+    """What a writer has left so late that the catalog does not know its attempt any more goes.
+
+    Nobody would sweep there again.  Nothing goes if the catalog knows the attempt, or if the store
+    has its record: a rebuilt catalog has the product in another row.
+    """
+    with facility.catalog.reading() as session:
+        known = _of_attempt(session, attempt)
+    if known is None and not attempt.registered and _put_void(facility, attempt) is None:
+        facility.storage.delete_many(_ownerless(facility, attempt, keys))
+
+
+def _of_attempt(session: Session, attempt: ProductEntry) -> ProductEntry | None:
+    """The attempt as it is now; None once it is forgotten."""
     now = entries.product(session, attempt.pk)
+    return now if now is not None and now.attempt == attempt.attempt else None
+
+
+def _is_dead(attempt: ProductEntry | None) -> bool:
+    """Whether somebody else has given the attempt up for good."""
     return (
-        now is not None
-        and now.attempt == attempt.attempt
-        and now.available_at is None
-        and now.state in (State.REMOVING, State.REMOVED)
+        attempt is not None
+        and attempt.available_at is None
+        and attempt.state in (State.REMOVING, State.REMOVED)
     )
 
 

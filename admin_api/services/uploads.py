@@ -222,7 +222,10 @@ def _store(
         with facility.catalog.writing() as session:
             _arrived(session, facility, current, file, owner)
     except InProgress:
-        raise  # the path is somebody else's by now, and what lies there may be, too
+        # The path is somebody else's by now, and what lies there may be, too; unless the session
+        # was given up so long ago that nobody knows of it.
+        lifecycle.clear_forgotten(facility, current.product, [key])
+        raise
     except BaseException:
         # Until the bytes are gone the claim stays, so that whoever takes it over removes them.
         facility.storage.delete(key)

@@ -295,8 +295,7 @@ def _signed_link(storage: Storage, base: str) -> str:
     if url is None:
         return "The store has no signed links; files are streamed."
     try:
-        # Our own link.
-        with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310  # nosec B310
+        with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310  # nosec B310 # ours
             found = answer.read()
     except OSError as error:
         raise BrokenPromise(f"A signed link does not work: {error}.") from error

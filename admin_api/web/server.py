@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 #: A file system in memory, on Linux; a directory of our own is made in it.
-_MEMORY = Path("/dev/shm")  # noqa: S108  # nosec B108
+_MEMORY = Path("/dev/shm")  # noqa: S108  # nosec B108 # own directory within
 _MAX_HEAD_BYTES = 64 * 1024
 _READ_HEAD_BYTES = 16 * 1024
 _END_OF_HEAD = b"\r\n\r\n"

@@ -116,20 +116,27 @@ def test_files_of_equal_content_all_arrive(make_service, tmp_path: Path) -> None
     assert arrived == {path.name: path.read_bytes() for path in tree.iterdir()}
 
 
-def test_whoever_comes_while_the_service_is_busy_waits_and_loses_nothing(
+def test_ten_clients_of_a_service_with_two_places_wait_and_lose_nothing(
     make_service, tmp_path: Path
 ) -> None:
     service = make_service(server={"threads": 6})  # two transfers at once
     service.start()
-    trees = [make_s2(tmp_path, seed=seed, files=9) for seed in range(90, 93)]
+    large = tmp_path / "three-hundred.zarr"
+    for number in range(300):
+        write_random(large / f"{number}.bin", 100, number)
+    small = [make_s2(tmp_path, seed=seed, files=9, size=100) for seed in range(90, 99)]
+    service.token()  # made once, before ten ask for it
 
-    def ingest(tree: Path) -> dict:
-        done = service.cli("--json", "--quiet", "ingest", str(tree), "--parallel", "32")
+    def ingest(order: tuple[Path, int]) -> dict:
+        tree, parallel = order
+        options = ("--parallel", str(parallel))
+        done = service.cli("--json", "--quiet", "ingest", str(tree), *options)
         return lines(done.stdout)[0]
 
-    with ThreadPoolExecutor(len(trees)) as pool:
-        results = list(pool.map(ingest, trees))
-    assert [(item["result"], item["file_count"]) for item in results] == [("created", 10)] * 3
+    with ThreadPoolExecutor(10) as pool:
+        results = list(pool.map(ingest, [(large, 32), *((tree, 4) for tree in small)]))
+    counts = [(item["result"], item["file_count"]) for item in results]
+    assert counts == [("created", 300)] + [("created", 10)] * 9
     refused = [line for line in service.log().splitlines() if '"busy"' in line]
     assert refused, "nobody was told to come again: the test shows nothing"
 

@@ -56,8 +56,14 @@ def main() -> int:
 
 
 def table(report: Report) -> str:
-    """The figures for people."""
-    lines = [f"{'requests':16}{'done':>8}{'refused':>9}{'unknown':>9}"]
+    """The figures for people; violations first, which a log that is cut must still show."""
+    lines = [
+        f"{'violations':28}{len(report.violations):6}",
+        *[str(item)[:_LINE] for item in report.violations[:_SHOWN]],
+    ]
+    if len(report.violations) > _SHOWN:
+        lines.append(f"... and {len(report.violations) - _SHOWN} more; all with --json")
+    lines.append(f"{'requests':16}{'done':>8}{'refused':>9}{'unknown':>9}")
     for kind, counts in report.operations.items():
         numbers = [counts.get(outcome, 0) for outcome in ("ok", "refused", "unknown")]
         lines.append(f"{kind:16}{numbers[0]:8}{numbers[1]:9}{numbers[2]:9}")
@@ -66,11 +72,7 @@ def table(report: Report) -> str:
         f"{'products at the end':28}{report.products:6}",
         f"{'worst recovery':28}{report.worst_recovery:6} s",
         f"{'whole campaign':28}{report.seconds:6} s, seed {report.seed}",
-        f"{'violations':28}{len(report.violations):6}",
-        *[str(item)[:_LINE] for item in report.violations[:_SHOWN]],
     ]
-    if len(report.violations) > _SHOWN:
-        lines.append(f"... and {len(report.violations) - _SHOWN} more; all with --json")
     return "\n".join(lines)
 
 

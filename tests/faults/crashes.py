@@ -37,7 +37,7 @@ from admin_api.services.access import Principal
 from admin_api.services.facility import Facility, open_facility
 from admin_api.services.ingest import Order, ingest
 from admin_api.services.wishes import Expected, Level, Policy, Wish
-from admin_api.settings import Settings
+from admin_api.settings import HousekeepingSettings, Settings
 from admin_api.storage.multipart import MultipartUpload
 from admin_api.storage.s3 import S3Storage
 from tests.generator import make_s1, make_s5p, write_random
@@ -106,11 +106,9 @@ class Scene:
             auth={"key_file": directory / "keys"},
             sources={"file_roots": [directory / "inbox"]},
             catalog=self.database(catalog),
-            housekeeping={
-                "grace_seconds": 1e-6,
-                "commit_grace_seconds": 1e-6,
-                "failed_seconds": 1e-6,
-            },
+            housekeeping=HousekeepingSettings.model_construct(
+                grace_seconds=1e-6, commit_grace_seconds=1e-6, failed_seconds=1e-6
+            ),
             limits={"parallel_files": 1},
         )
 

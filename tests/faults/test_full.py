@@ -26,7 +26,7 @@ def fill(directory: Path) -> None:
 @pytest.mark.parametrize("together", [False, True], ids=["store", "store and catalog"])
 def test_a_store_without_a_free_byte_is_emptied_by_removing(
     make_service,
-    small_disk: Path,  # noqa: F811
+    small_disk: Path,  # noqa: F811 - the fixture
     together: bool,
 ) -> None:
     catalog = {}
@@ -65,7 +65,7 @@ def test_a_store_without_a_free_byte_is_emptied_by_removing(
 
 def test_a_full_disk_of_the_state_directory_kills_no_process_and_removing_goes_on(
     make_service,
-    small_disk: Path,  # noqa: F811
+    small_disk: Path,  # noqa: F811 - the fixture
 ) -> None:
     service = make_service(state_dir=small_disk / "state")
     service.start()

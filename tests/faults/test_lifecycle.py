@@ -9,6 +9,7 @@ import dataclasses
 import datetime as real_datetime
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from admin_api.catalog import entries
+from admin_api.catalog import clock, entries
 from admin_api.catalog.models import File, FileClaim, Product
 from admin_api.errors import (
     CatalogUnavailable,
@@ -44,7 +45,7 @@ from admin_api.services.facility import Facility
 from admin_api.services.removal import Keeping
 from admin_api.services.wishes import Expected, Policy, Wish
 from admin_api.storage.base import read_bytes
-from tests.conftest import make_facility
+from tests.conftest import make_facility, stale_at_once
 
 INGESTER = Principal("ingester", frozenset(["ingest"]), None)
 
@@ -63,11 +64,7 @@ def either(request, tmp_path: Path) -> Iterator[Facility]:
         tmp_path,
         {"type": "posix", "root": tmp_path / "store"},
         catalog=catalog,
-        housekeeping={
-            "grace_seconds": 1e-6,
-            "commit_grace_seconds": 1e-6,
-            "failed_seconds": 1e-6,
-        },
+        housekeeping=stale_at_once(failed_seconds=1e-6),
     )
     yield made
     made.catalog.close()
@@ -146,11 +143,7 @@ def embedded(tmp_path: Path) -> Iterator[Facility]:
     made = make_facility(
         tmp_path,
         {"type": "posix", "root": tmp_path / "store"},
-        housekeeping={
-            "grace_seconds": 1e-6,
-            "commit_grace_seconds": 1e-6,
-            "failed_seconds": 1e-6,
-        },
+        housekeeping=stale_at_once(failed_seconds=1e-6),
     )
     yield made
     made.catalog.close()
@@ -203,6 +196,44 @@ def test_numbers_that_the_store_knows_and_a_restored_catalog_does_not_make_no_mi
     restored.catalog.close()
 
 
+def test_what_only_the_store_knows_is_neither_written_to_nor_cleared_by_an_older_catalog(
+    embedded: Facility, operator, tmp_path: Path
+) -> None:
+    copy = tmp_path / "older.sqlite"
+    backup(embedded, copy)
+    done = put(embedded, operator, "unknown", b"acknowledged")
+    restored = older(embedded, copy, tmp_path)
+    failing_put(restored, operator, "unknown")
+    put(restored, operator, "newest", b"its row stays")
+    housekeeping.clean(restored)
+    for _ in rebuilding.rebuild(restored):
+        pass
+    assert content(restored, operator, done.id) == b"acknowledged"
+    restored.catalog.close()
+
+
+def test_a_commit_after_the_look_at_the_store_keeps_its_bytes_though_the_attempt_is_given_up(
+    embedded: Facility, operator, tmp_path: Path, monkeypatch
+) -> None:
+    copy = tmp_path / "older.sqlite"
+    upload = uploads.begin(embedded, operator, Wish("late")).upload.id
+    backup(embedded, copy)
+    with sqlite3.connect(copy) as old:
+        old.execute("UPDATE upload SET expires_at = '2020-01-01 00:00:00.000000'")
+    restored = older(embedded, copy, tmp_path)
+
+    def commit() -> str:
+        send(embedded, operator, upload, "late", b"acknowledged")
+        return uploads.commit(embedded, operator, upload).product.id
+
+    done = meanwhile(monkeypatch, lifecycle, "_give_up", commit)
+    housekeeping.clean(restored)
+    for _ in rebuilding.rebuild(restored):
+        pass
+    assert content(restored, operator, done[0]) == b"acknowledged"
+    restored.catalog.close()
+
+
 # -- two housekeepers ----------------------------------------------------------------------------
 def test_a_housekeeper_that_is_late_sweeps_no_product_that_came_meanwhile(
     either: Facility, operator, monkeypatch
@@ -219,6 +250,37 @@ def test_a_housekeeper_that_is_late_sweeps_no_product_that_came_meanwhile(
     lifecycle.forget(either, *_long_from_now(either))
     assert made[0].generation == 2
     assert content(either, operator, made[0].id) == b"acknowledged"
+
+
+def test_a_failed_attempt_that_turned_out_to_be_a_product_meanwhile_is_not_forgotten(
+    either: Facility, operator, monkeypatch
+) -> None:
+    failing_put(either, operator, "again")
+    put(either, operator, "another", b"the newest row stays")
+
+    def taken_in() -> None:  # as by a rebuild
+        values = {"state": "available", "available_at": clock.now()}
+        with either.catalog.writing() as session:
+            session.execute(update(Product).where(Product.name == "again").values(**values))
+
+    meanwhile(monkeypatch, lifecycle, "_clear", taken_in)
+    assert lifecycle.forget(either, *_long_from_now(either)) == 0
+    assert [row.state for row in rows(either, "again")] == ["available"]
+
+
+def test_an_attempt_that_gives_a_sign_of_life_after_the_look_is_not_given_up(
+    either: Facility, operator, monkeypatch
+) -> None:
+    def body() -> Iterator[bytes]:
+        yield b"a"
+        (row,) = rows(either, "slow")
+        stale = row.touched_at + real_datetime.timedelta(microseconds=1)
+        meanwhile(monkeypatch, lifecycle, "take_in", either.heartbeat.beat)
+        assert not lifecycle.expire(either, row, "no sign of life", stale)
+        yield b"b"
+
+    product = uploads.receive(either, operator, Wish("slow"), body(), Expected(), None).product
+    assert content(either, operator, product.id) == b"ab"
 
 
 def _long_from_now(facility: Facility) -> tuple[real_datetime.datetime, int]:
@@ -437,6 +499,27 @@ def test_an_ingest_whose_source_is_silent_for_long_is_kept_alive(
     uploads.receive(either, operator, Wish("silent"), body(), Expected(), None)
 
 
+def test_work_that_waits_gives_signs_of_life_by_itself_and_oftener_than_the_grace_times(
+    tmp_path: Path, operator
+) -> None:
+    grace = {"grace_seconds": 2.0, "commit_grace_seconds": 1.0}
+    facility = make_facility(
+        tmp_path, {"type": "posix", "root": tmp_path / "store"}, housekeeping=grace
+    )
+
+    def body() -> Iterator[bytes]:
+        before = rows(facility, "waiting")[0].touched_at
+        until = time.monotonic() + 60
+        while rows(facility, "waiting")[0].touched_at == before and time.monotonic() < until:
+            time.sleep(0.05)
+        assert rows(facility, "waiting")[0].touched_at > before
+        yield b"x"
+
+    uploads.receive(facility, operator, Wish("waiting"), body(), Expected(), None)
+    assert facility.heartbeat.beat_seconds <= 0.25
+    facility.catalog.close()
+
+
 def test_a_frozen_ingest_that_was_given_up_meanwhile_commits_nothing(
     either: Facility, operator
 ) -> None:
@@ -449,6 +532,53 @@ def test_a_frozen_ingest_that_was_given_up_meanwhile_commits_nothing(
         uploads.receive(either, operator, Wish("frozen"), body(), Expected(), None)
     assert [row.state for row in rows(either, "frozen")] == ["removed"]
     assert [stat.key for stat in either.storage.list("unsorted")] == []
+
+
+def forgotten(facility: Facility, who: Principal, name: str) -> None:
+    """The attempt was given up, and so long ago that its row is gone, too."""
+    (attempt,) = rows(facility, name)
+    assert lifecycle.expire(facility, attempt, "no sign of life", None)
+    failing_put(facility, who, "filler")  # the newest row is not forgotten
+    lifecycle.forget(facility, *_long_from_now(facility))
+    assert rows(facility, name) == []
+
+
+def test_an_ingest_that_wakes_up_when_nobody_remembers_it_takes_its_bytes_with_it(
+    either: Facility, operator
+) -> None:
+    def body() -> Iterator[bytes]:
+        yield b"x"
+        forgotten(either, operator, "late")
+        yield b"y"
+
+    with pytest.raises(InProgress):
+        uploads.receive(either, operator, Wish("late"), body(), Expected(), None)
+    assert [stat.key for stat in either.storage.list("unsorted")] == []
+
+
+def test_a_sessions_file_that_arrives_when_nobody_remembers_the_session_goes(
+    either: Facility, operator
+) -> None:
+    session = uploads.begin(either, operator, Wish("late"))
+
+    def body() -> Iterator[bytes]:
+        forgotten(either, operator, "late")
+        yield b"x"
+
+    with pytest.raises(InProgress):
+        uploads.receive_file(either, operator, session.upload.id, "late", body(), Expected())
+    assert [stat.key for stat in either.storage.list("unsorted")] == []
+
+
+def test_bytes_of_a_late_attempt_that_a_rebuilt_catalog_knows_as_a_product_stay(
+    either: Facility, operator
+) -> None:
+    product = put(either, operator, "rebuilt", b"acknowledged")
+    with either.catalog.reading() as session:
+        (file,) = entries.files_of(session, product.pk)
+    unknown = dataclasses.replace(product, pk=product.pk + 1000)  # as in another catalog
+    lifecycle.discard(either, unknown, operator.actor, "test", [file.key])
+    assert content(either, operator, product.id) == b"acknowledged"
 
 
 def test_what_began_earlier_and_commits_later_is_the_newer_generation(

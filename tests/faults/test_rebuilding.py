@@ -39,7 +39,7 @@ from admin_api.services.wishes import Expected, Policy, Wish
 from admin_api.settings import CatalogSettings
 from admin_api.storage.base import Stat
 from admin_api.storage.posix import PosixStorage
-from tests.conftest import make_facility
+from tests.conftest import make_facility, stale_at_once
 
 OPERATOR = Principal("operator", frozenset(["admin"]), None)
 START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -419,7 +419,7 @@ class _Services:
         first = make_facility(
             directory,
             {"type": "posix", "root": directory / "store"},
-            housekeeping={"grace_seconds": 1e-6, "commit_grace_seconds": 1e-6},
+            housekeeping=stale_at_once(),
             catalog=next(catalogs),
         )
         try:
@@ -608,12 +608,15 @@ def test_the_command_names_what_is_unreadable_and_says_so_by_its_exit_code(
             command, ["rebuild", "--settings", str(settings_file), *arguments]
         )
 
-    assert run().exit_code == 0
+    fine = run()
+    assert fine.exit_code == 0
+    assert "storage-manager reconcile" in fine.stderr
     path = record_of(site, broken)
     os.truncate(path, 40)
     said = run()
     assert said.exit_code == 1
     assert path.name in said.output
+    assert "storage-manager reconcile" in said.output
     assert "2 statements" not in said.output
     machine = run("--json")
     assert machine.exit_code == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ from admin_api.catalog.models import Multipart
 from admin_api.catalog.multiparts import CatalogJournal
 from admin_api.errors import AlreadyExists, ReadbackMismatch, StorageManagerError, Unavailable
 from admin_api.services import housekeeping, listing, multiparts, reconciliation, uploads
-from admin_api.services.facility import Facility
+from admin_api.services.facility import Facility, open_facility
 from admin_api.services.wishes import Expected, Wish
 from admin_api.settings import S3Backend
 from admin_api.storage import probe as probing
@@ -27,7 +28,7 @@ from admin_api.storage.base import put_bytes, read_bytes
 from admin_api.storage.multipart import MultipartUpload
 from admin_api.storage.probe import probe
 from admin_api.storage.s3 import S3Storage
-from tests.conftest import make_facility, unavailable
+from tests.conftest import make_facility, stale_at_once, unavailable
 from tests.support.fault_proxy import CHECKSUMS, CONDITIONS, fault_proxy
 from tests.support.servers import weed
 
@@ -405,11 +406,48 @@ def test_a_frozen_writer_whose_key_was_taken_over_can_never_land(
         assert journal(facility) == []
 
 
+def test_a_file_of_a_session_is_that_of_the_request_that_took_the_claim_over(
+    s3_server, tmp_path: Path, operator
+) -> None:
+    """The first request was frozen in another process, with everything said but its completion."""
+    with fault_proxy(s3_server.endpoint) as (url, faults):
+        faults.ignore = CONDITIONS
+        backend = {**s3_server.backend(retry_seconds=0), "endpoint": url}
+        first = make_facility(tmp_path, backend, housekeeping=stale_at_once())
+        second = open_facility(first.settings)
+        upload = uploads.begin(first, operator, Wish("taken-over")).upload.id
+        frozen, thawed = threading.Event(), threading.Event()
+
+        def meet(method: str, path: str) -> str:
+            if method == "POST" and "uploadId=" in path and not frozen.is_set():
+                frozen.set()
+                assert thawed.wait(60)
+            return ""
+
+        faults.meet = meet
+
+        def send(facility: Facility, letter: bytes) -> None:
+            body = iter([letter * (6 << 20)])
+            uploads.receive_file(facility, operator, upload, "file", body, Expected())
+
+        with ThreadPoolExecutor(1) as pool:
+            late = pool.submit(send, first, b"l")
+            assert frozen.wait(60)
+            send(second, b"n")
+            thawed.set()
+            with pytest.raises(StorageManagerError):
+                late.result(60)
+        done = uploads.commit(second, operator, upload)
+        assert read_bytes(second.storage, done.files[0].key) == b"n" * (6 << 20)
+        assert done.files[0].sha256 == hashlib.sha256(b"n" * (6 << 20)).hexdigest()
+        for facility in (first, second):
+            facility.catalog.close()
+
+
 def test_clearing_spares_live_uploads_and_those_of_others_and_takes_what_the_dead_left(
     s3_server, tmp_path: Path, operator, monkeypatch
 ) -> None:
-    grace = {"grace_seconds": 1e-6, "commit_grace_seconds": 1e-6}
-    facility = make_facility(tmp_path, s3_server.backend(), housekeeping=grace)
+    facility = make_facility(tmp_path, s3_server.backend(), housekeeping=stale_at_once())
     client, bucket = s3_server.client(), _bucket(facility)
     client.create_multipart_upload(**bucket, Key="other/people")
 
@@ -447,8 +485,7 @@ def test_what_a_product_holds_is_never_taken_apart_by_clearing(
     s3_server, tmp_path: Path, operator
 ) -> None:
     """The end of an upload was not noted, and the service still lists one of its key."""
-    grace = {"grace_seconds": 1e-6, "commit_grace_seconds": 1e-6}
-    facility = make_facility(tmp_path, s3_server.backend(), housekeeping=grace)
+    facility = make_facility(tmp_path, s3_server.backend(), housekeeping=stale_at_once())
     data = os.urandom(6 << 20)
     done = uploads.receive(
         facility, operator, Wish("whole.bin"), iter([data]), Expected(len(data)), None

@@ -25,7 +25,7 @@ from admin_api.services.sources import Sources
 from admin_api.services.wishes import Expected, Wish
 from admin_api.settings import LimitSettings, SourceSettings
 from tests.conftest import make_facility
-from tests.support.servers import free_port
+from tests.support.servers import free_port, wait_until
 from tests.support.web_source import File, WebSource, web_source
 
 DATA = os.urandom(5_000_000)
@@ -105,6 +105,22 @@ def test_a_server_that_takes_fewer_connections_than_the_setting_is_not_given_up(
     facility = facility_for(web, tmp_path, attempts=20)
     outcome = ingest(facility, operator, *listed(web, 60))
     assert (outcome.product.file_count, web.peak) == (60, 1)
+
+
+def test_a_refused_connection_is_not_tried_again_while_one_that_was_taken_lies_idle(
+    web, waits
+) -> None:
+    web.limit = 1
+    web.files["/a.nc"] = web.files["/b.nc"] = File(b"data")
+    taken = sources(web).find(f"{web.url}/a.nc").files[0]
+    web.refusing.clear()
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(read, web, "/b.nc")
+        wait_until(lambda: web.refused, 60, "the second connection")
+        assert b"".join(taken.open()) == b"data"
+        web.refusing.set()
+        assert other.result() == b"data"
+    assert (web.refused, len(waits)) == (1, 1)
 
 
 def test_an_answer_that_nobody_reads_gives_its_connection_back(web) -> None:

@@ -53,6 +53,9 @@ class WebSource:
         self.limit: int | None = None
         self.refusal: tuple[int, Headers] = (503, {"Retry-After": "1"})
         self.refused = 0
+        #: They are refused once this is set.
+        self.refusing = threading.Event()
+        self.refusing.set()
         #: The first so many requests are answered once all of them are there.
         self.gathering: threading.Barrier | None = None
         self.ended = threading.Event()
@@ -92,6 +95,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             source.asked.append(Request(self.path, dict(self.headers.items())))
             gathering = source.gathering if len(source.asked) <= _parties(source) else None
         if not self.counted:
+            source.refusing.wait(60)
             self._refuse(*source.refusal)
             return
         if gathering is not None:

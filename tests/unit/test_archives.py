@@ -356,11 +356,23 @@ def both(offset_local: int, offset_central: int, value: bytes) -> bytes:
     return bytes(data)
 
 
+def with_end_64(data: bytes, signature: bytes = b"PK\6\6", count: int = 2) -> bytes:
+    """``data`` with an end record of ZIP64 before its own."""
+    size, start = struct.unpack_from("<2L", data, len(data) - 10)
+    record = struct.pack("<4sQ2H2L4Q", signature, 44, 45, 45, 0, 0, count, count, size, start)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, len(data) - 22, 1)
+    return data[:-22] + record + locator + data[-22:]
+
+
 TWO = zipped({"a": b"1" * 50, "b": b"2" * 50})
 ZIPS = {
     "encrypted": (both(6, 8, b"\1\0"), "encrypted"),
-    "Zstandard": (both(8, 10, b"\x5d\0"), "Zstandard"),
-    "unknown method": (both(8, 10, b"\x2a\0"), "method 42"),
+    "Zstandard": (
+        both(8, 10, b"\x5d\0"),
+        r"'a'.*Zstandard \(method 93\).*pack it anew with deflate \(method 8\), or send a tar",
+    ),
+    "unknown method": (both(8, 10, b"\x2a\0"), r"unknown method \(method 42\).*pack it anew"),
+    "patch": (both(6, 8, b"\x20\0"), "a patch of another file.*pack the file itself"),
     "symbolic link": (with_info(external_attr=(stat.S_IFLNK | 0o777) << 16), "symbolic link"),
     "device": (with_info(external_attr=(stat.S_IFCHR | 0o666) << 16), "special file"),
     "other name": (central(TWO, put(46, b"c")), "header of 'c' differ|differ"),
@@ -377,6 +389,17 @@ ZIPS = {
     "something behind": (TWO + b"\n", "follows its end"),
     "one of several": (TWO[:-18] + b"\1\0\1\0" + TWO[-14:], "several"),
     "directory with contents": (with_info(name="d/"), "contents"),
+    "file that is called a directory": (
+        with_info(name="d", external_attr=(stat.S_IFDIR | 0o755) << 16),
+        "directory or a file",
+    ),
+    "directory that is called a file": (
+        with_info(name="d/", external_attr=(stat.S_IFREG | 0o644) << 16),
+        "directory or a file",
+    ),
+    "cut off at its beginning": (TWO[10:], "cut off at its beginning"),
+    "ZIP64 says otherwise": (with_end_64(TWO, count=1), "ZIP64 end record"),
+    "no ZIP64 end record": (with_end_64(TWO, signature=b"PK\0\0"), "ZIP64 end record"),
 }
 
 
@@ -409,12 +432,37 @@ def test_entries_that_share_their_bytes_are_refused() -> None:
         read("zip", outer[:end] + bytes(record) + bytes(tail))
 
 
+@pytest.mark.parametrize("writer", [name for name in WRITERS if name.endswith(".zip")])
+@pytest.mark.parametrize(
+    "comment",
+    [b"PK\5\6", b"made by PK\5\6, " * 9, b"x" * 0xFFFF, TWO[-22:] + b"."],
+    ids=["signature", "signatures", "longest", "record"],
+)
+def test_a_comment_may_hold_whatever_it_likes(writer: str, comment: bytes) -> None:
+    data = WRITERS[writer](FILES)
+    data = data[:-2] + struct.pack("<H", len(comment)) + comment
+    assert read("zip", data) == FILES
+    for cut in (1, len(comment)):
+        with pytest.raises(InvalidArchive, match="cut off"):
+            read("zip", data[:-cut])
+
+
+def test_an_archive_that_can_be_read_in_two_ways_is_refused() -> None:
+    other = zipped({"other": b"1"})
+    with pytest.raises(InvalidArchive, match="two ends.*without the comment"):
+        read("zip", TWO[:-2] + struct.pack("<H", len(other)) + other)
+
+
 def test_an_entry_that_was_deleted_from_the_directory_is_no_part_of_the_product() -> None:
     place, last = TWO.index(b"PK\1\2"), TWO.rindex(b"PK\1\2")
     end = bytearray(TWO[TWO.index(b"PK\5\6") :])
     end[8:16] = struct.pack("<2HL", 1, 1, len(TWO) - last - len(end))
     end[16:20] = struct.pack("<L", place)
     assert read("zip", TWO[:place] + TWO[last : -len(end)] + bytes(end)) == {"b": b"2" * 50}
+
+
+def test_an_end_record_of_zip64_that_was_not_needed_is_read() -> None:
+    assert read("zip", with_end_64(TWO)) == {"a": b"1" * 50, "b": b"2" * 50}
 
 
 def test_an_entry_is_as_long_as_it_says() -> None:

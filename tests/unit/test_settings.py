@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from admin_api.errors import ConfigurationError
-from admin_api.settings import load
+from admin_api.settings import HousekeepingSettings, load
 
 GOOD = """
 state_dir = "/tmp/state"
@@ -39,12 +39,22 @@ def test_few_settings_are_enough(path: Path) -> None:
         ("[server]\nport = 99999\n", "server.port"),
         ("[server\n", "not valid TOML"),
         ("[catalog]\nurl = 3\n", "catalog.url"),
+        ("[housekeeping]\ngrace_seconds = 0.9\n", "grace_seconds.*given up while it runs. Set at"),
+        ("[housekeeping]\ncommit_grace_seconds = 0\n", "commit_grace_seconds.*Set at least 1.0"),
     ],
 )
 def test_wrong_settings_are_told_by_key(path: Path, added: str, said: str) -> None:
     path.write_text(GOOD + added)
     with pytest.raises(ConfigurationError, match=said):
         load(path)
+
+
+@pytest.mark.parametrize("grace", [1.0, 4.0, 30.0, 3600.0])
+@pytest.mark.parametrize("commit_grace", [1.0, 2.0, 30.0, 3600.0])
+def test_several_signs_of_life_fit_into_every_grace_time(grace: float, commit_grace: float) -> None:
+    settings = HousekeepingSettings(grace_seconds=grace, commit_grace_seconds=commit_grace)
+    assert 0 < settings.beat_seconds <= min(grace, commit_grace) / 4
+    assert settings.beat_seconds <= 5
 
 
 def test_a_misspelt_variable_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

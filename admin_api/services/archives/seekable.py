@@ -58,6 +58,16 @@ class Seekable(io.RawIOBase):
         while self._position < stop and (piece := self._piece(stop - self._position)):
             yield piece
 
+    def ending(self, stop: int, end: bytes) -> Seekable:
+        """The bytes before ``stop``, then those of ``end``, as a file of its own."""
+
+        def read_at(first: int, last: int) -> Iterator[bytes]:
+            if first < stop:
+                return self._read_at(first, min(last, stop))
+            return iter([end[first - stop : last - stop]])
+
+        return Seekable(stop + len(end), read_at)
+
     def _piece(self, size: int) -> bytes:
         """At least one byte at the position; b'' where the source has fewer bytes than it said."""
         while not 0 <= self._position - self._start < len(self._chunk):

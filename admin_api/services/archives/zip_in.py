@@ -103,6 +103,8 @@ def read_zip(source: Seekable, limits: LimitSettings) -> Archive:
     leave the product, TooLarge for too many entries and for archives that swell too much.
     """
     try:
+        # ``zipfile`` takes the last signature for the end record, even one within the comment.
+        source = source.ending(_place_of_end(source) + _END.size - 2, bytes(2))
         directory = _find_directory(source, limits)
         archive = zipfile.ZipFile(source)
         planned = _plan(source, archive.infolist(), directory, limits)
@@ -192,15 +194,9 @@ def _find_directory(source: Seekable, limits: LimitSettings) -> _Directory:
 
 
 def _end_record(source: Seekable) -> _Directory:
-    source.seek(max(source.size - _END.size - _MAX_COMMENT, 0))
-    base, tail = source.tell(), source.read()
-    place = tail.rfind(b"PK\5\6")
-    if place < 0 or len(tail) - place < _END.size:
-        raise InvalidArchive("The zip archive is cut off: it has no central directory at its end.")
-    _, disk, first_disk, here, count, size, offset, comment = _END.unpack_from(tail, place)
-    if place + _END.size + comment != len(tail):
-        raise InvalidArchive("The zip archive is cut off, or something follows its end.")
-    stop = base + place
+    """What the end record says, which is the last of ``source``."""
+    stop = source.size - _END.size
+    _, disk, first_disk, here, count, size, offset, _ = _END.unpack(_at(source, stop, _END.size))
     has_64 = False
     if stop >= _LOCATOR.size:
         signature, _, _, _ = _LOCATOR.unpack(_at(source, stop - _LOCATOR.size, _LOCATOR.size))
@@ -224,6 +220,34 @@ def _end_record(source: Seekable) -> _Directory:
     if start < 0 or offset > start:
         raise InvalidArchive("The zip archive is cut off at its beginning.")
     return _Directory(start, stop, count, has_64)
+
+
+def _place_of_end(source: Seekable) -> int:
+    """Where the end record begins: it is the one whose comment ends with the archive.
+
+    The signature may stand in the comment, too.  Where whole end records do, nobody knows which one
+    is meant, and the archive is refused.
+    """
+    source.seek(max(source.size - _END.size - _MAX_COMMENT, 0))
+    base, tail = source.tell(), source.read()
+    place = tail.rfind(b"PK\5\6")
+    if place < 0:
+        raise InvalidArchive("The zip archive is cut off: it has no central directory at its end.")
+    fitting = []
+    while place >= 0:
+        if len(tail) - place >= _END.size:
+            *_, comment = _END.unpack_from(tail, place)
+            if place + _END.size + comment == len(tail):
+                fitting.append(base + place)
+        place = tail.rfind(b"PK\5\6", 0, place)
+    if not fitting:
+        raise InvalidArchive("The zip archive is cut off, or something follows its end.")
+    if len(fitting) > 1:
+        raise InvalidArchive(
+            "The zip archive has two ends: its comment is the end of a zip, too. Pack it without "
+            "the comment."
+        )
+    return fitting[0]
 
 
 def _at(source: Seekable, position: int, size: int) -> bytes:
@@ -314,10 +338,16 @@ def _compare_local(source: Seekable, info: zipfile.ZipInfo, name: str) -> int:
     if info.flag_bits & _ENCRYPTED:
         raise InvalidArchive(f"{name!r} in the zip is encrypted, which is refused.")
     method = info.compress_type
-    if method not in _KNOWN_METHODS or info.flag_bits & _PATCHED:
+    if info.flag_bits & _PATCHED:
         raise InvalidArchive(
-            f"{name!r} in the zip is packed by {_METHODS.get(method, f'method {method}')}, which "
-            "is not read; pack it with deflate."
+            f"{name!r} in the zip is a patch of another file, which is refused; pack the file "
+            "itself."
+        )
+    if method not in _KNOWN_METHODS:
+        raise InvalidArchive(
+            f"{name!r} in the zip is packed by {_METHODS.get(method, 'an unknown method')} "
+            f"(method {method}), which is not read here; pack it anew with deflate (method 8), or "
+            "send a tar."
         )
     if method == zipfile.ZIP_STORED and info.file_size != info.compress_size:
         raise InvalidArchive(f"The zip contradicts itself about the size of {name!r}.")

@@ -111,10 +111,15 @@ class Server:
                     raise
         raise AssertionError("a name has at least one address")
 
-    def refused(self) -> None:
-        """The server says that it is asked too much: no more connections than it has now."""
+    def refused(self, answer: Answer) -> None:
+        """``answer`` says that the server is asked too much: no more connections than the others.
+
+        Its connection is not kept.  It would be the next to be used, and be refused again while
+        one that the server has taken lies idle.
+        """
         with self._turn:
-            self._allowed = min(self._allowed, max(1, self._active))
+            self._allowed = min(self._allowed, max(1, self._active - 1))
+        answer.close()
 
     def _enter(self) -> None:
         with self._turn:

@@ -186,13 +186,14 @@ class Web:
                 )
             status = answer.status
             wait = headers.retry_after(answer.headers) if status in _PASSING else None
-            answer.dismiss()
+            if status in _BUSY:
+                self._server(place).refused(answer)
+            else:
+                answer.dismiss()
             cause = f"answered {_described(status)}{via}"
             if status in _MISSING:
                 raise SourceNotFound(f"The source {shown(uri)!r} {cause}.")
             if status in _PASSING:
-                if status in _BUSY:
-                    self._server(place).refused()
                 raise _PassingError(cause, wait)
             raise SourceUnavailable(f"The source {shown(uri)!r} {cause}.")
         raise SourceUnavailable(
