@@ -9,6 +9,7 @@ DATA   ?=
 ENVIRONMENT ?= terraform/environments/local
 REMOVE  ?=
 REPLACE ?=
+ALLOW   ?=
 SECONDS ?= 60
 BACKEND ?= posix
 CATALOG ?= sqlite
@@ -55,8 +56,8 @@ docs: $(VENV)/.ready-facility ## write the READMEs of roles and Terraform folder
 ##@ Run a facility
 control: $(VENV)/.ready $(VENV)/.ready-facility ## set up a control host: Ansible, pinned
 
-plan-check: ## plan check.tfplan in ENVIRONMENT; refused if more goes than REMOVE="names" and REPLACE="names"
-	@scripts/plan_check.sh "$(ENVIRONMENT)" $(addprefix --remove ,$(REMOVE)) $(addprefix --replace ,$(REPLACE))
+plan-check: ## plan check.tfplan in ENVIRONMENT; refused if more goes than REMOVE="names", REPLACE="names", ALLOW="addresses"
+	@scripts/plan_check.sh "$(ENVIRONMENT)" $(addprefix --remove ,$(REMOVE)) $(addprefix --replace ,$(REPLACE)) $(patsubst %,--allow '%',$(ALLOW))
 
 ##@ The local facility, with real Alluxio
 facility-hosts: $(VENV)/.ready-facility ## make the local hosts: nodes, control, S3 server (root; podman)

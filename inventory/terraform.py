@@ -6,6 +6,11 @@
 
 Groups and volumes come from here, everything that people decide from the group_vars beside it.
 `nodes` of the outputs has the same shape in every environment (terraform/contract.schema.json).
+Besides addresses, disks and tiers, hosts get, where Terraform made such a thing:
+
+    facility_journal_device   masters: stable path of the volume for Alluxio's journal
+    facility_data_device      admin host: that of the volume for catalog, secrets and settings
+    facility_s3_keyless       all: true if the hosts' own role opens the bucket: no keys are needed
 """
 
 from __future__ import annotations
@@ -48,6 +53,8 @@ def facility_variables(facility: dict[str, Any]) -> dict[str, Any]:
     if bastion:
         jump = f"{bastion['user']}@{bastion['address']}"
         found["ansible_ssh_common_args"] = f"-o ProxyJump={jump}"
+    if facility.get("keyless"):
+        found["facility_s3_keyless"] = True
     networks = facility.get("networks") or {}
     if networks.get("clients"):
         found["firewall_client_networks"] = sorted(networks["clients"])
@@ -64,9 +71,13 @@ def host_variables(node: dict[str, Any], facility: dict[str, Any]) -> dict[str, 
     }
     if facility.get("ssh_user"):
         found["ansible_user"] = facility["ssh_user"]
-    volumes = [item for item in node["volumes"].values() if item["purpose"] == "ssd"]
-    if volumes:
-        found["ssd_volumes_list"] = [{"device": volumes[0]["path"], "path": SSD_PATH}]
+    devices = {item["purpose"]: item["path"] for item in node["volumes"].values()}
+    if "ssd" in devices:
+        found["ssd_volumes_list"] = [{"device": devices["ssd"], "path": SSD_PATH}]
+    if "journal" in devices:
+        found["facility_journal_device"] = devices["journal"]
+    if "data" in devices:
+        found["facility_data_device"] = devices["data"]
     if facility.get("environment") != "local" and node.get("tiers"):
         found["alluxio_worker_mem_size"] = node["tiers"]["mem"]
         found["alluxio_worker_ssd_size"] = node["tiers"]["ssd"]

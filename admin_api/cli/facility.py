@@ -1,19 +1,22 @@
 """Commands for the operator of the facility's machines: scale, replace.
 
 A thin hand on Terraform and Ansible, run from a checkout of the project: plan, guard, ask, apply,
-``site.yml``, wait for health.  Each step can also be done by hand (docs/operations.md).  Terraform
-is driven by its own command line: a saved plan as JSON, applied as saved, is dependable, and its
-progress and an interrupt reach the terminal as they are (docs/adr/15).
+``site.yml``, wait for health.  Each step can also be done by hand (docs/operations.md).  A plan is
+saved, looked at as JSON and applied as saved; how Terraform is run is the business of
+:mod:`admin_api.cli.terraform`.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import subprocess  # nosec B404 # it runs the operator's own tools
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ import click
 
 from admin_api.cli.client import EXIT_FAILED, Client, Failure
 from admin_api.cli.output import emit
+from admin_api.cli.terraform import Terraform, TerraformError
 
 NODES_FILE = "nodes.auto.tfvars.json"
 #: How the addresses of machines end, in every environment.
@@ -30,6 +34,7 @@ _MACHINES = (
     ".opentelekomcloud_compute_instance_v2.this",
     ".terraform_data.host",
 )
+_AGAIN = "Run the same command again when it is mended."
 
 
 @click.group()
@@ -51,6 +56,14 @@ inventory_option = click.option(
     type=click.Path(exists=True, path_type=Path),
     help="Ansible inventory with the facility's variables, besides the one Terraform gives.",
 )
+limit_option = click.option(
+    "--time-limit",
+    "limit_minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    default=120,
+    show_default=True,
+    help="Minutes that Terraform may plan, and may apply; then it is stopped.",
+)
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
@@ -60,6 +73,7 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--add", multiple=True, metavar="NAME", help="Node that comes; may be repeated.")
 @click.option("--like", metavar="NAME", help="Node whose entry a new one copies.")
 @click.option("--remove", multiple=True, metavar="NAME", help="Node that goes; may be repeated.")
+@limit_option
 @yes_option
 @click.pass_obj
 def scale(
@@ -69,6 +83,7 @@ def scale(
     add: tuple[str, ...],
     like: str | None,
     remove: tuple[str, ...],
+    limit_minutes: float,
     yes: bool,
 ) -> None:
     """Add nodes to the cluster, or take nodes out of it.
@@ -76,7 +91,7 @@ def scale(
     Shows the plan and refuses one that touches anything else; asks; makes the machines; runs
     site.yml and waits until all is well.  What was interrupted goes on when it is run again.
     """
-    deployment = _Deployment(environment.resolve(), inventories, client.as_json)
+    deployment = _Deployment(environment.resolve(), inventories, client.as_json, limit_minutes)
     wanted = _wanted(deployment.nodes(), add, like, remove, deployment)
     deployment.carry_out(wanted, removed=remove, yes=yes)
     _done(client, deployment, wanted, {"added": list(add), "removed": list(remove)})
@@ -86,16 +101,22 @@ def scale(
 @environment_option
 @inventory_option
 @click.argument("name")
+@limit_option
 @yes_option
 @click.pass_obj
 def replace(
-    client: Client, environment: Path, inventories: tuple[Path, ...], name: str, yes: bool
+    client: Client,
+    environment: Path,
+    inventories: tuple[Path, ...],
+    name: str,
+    limit_minutes: float,
+    yes: bool,
 ) -> None:
     """Give a node that died, or is to be new, another machine; its data volumes stay.
 
     It leaves the cluster first, if it lives.  Otherwise as `scale`.
     """
-    deployment = _Deployment(environment.resolve(), inventories, client.as_json)
+    deployment = _Deployment(environment.resolve(), inventories, client.as_json, limit_minutes)
     wanted = deployment.nodes()
     if name not in wanted:
         raise Failure(f"{name} is no node: there are {', '.join(wanted)}.", EXIT_FAILED)
@@ -146,14 +167,21 @@ def _wanted(
 class _Deployment:
     """One Terraform environment and what Ansible needs besides it."""
 
-    def __init__(self, environment: Path, inventories: tuple[Path, ...], as_json: bool) -> None:
+    def __init__(
+        self,
+        environment: Path,
+        inventories: tuple[Path, ...],
+        as_json: bool,
+        limit_minutes: float,
+    ) -> None:
         self.environment = environment
         self.file = environment / NODES_FILE
         self.seconds: dict[str, float] = {}
         self._inventories = [path.resolve() for path in inventories]
         # Machines read standard output: what the tools say goes to the other one.
         self._output = sys.stderr if as_json else None
-        self._initialised = False
+        self._as_json = as_json
+        self._limit_seconds = limit_minutes * 60.0
         tops = [folder for folder in environment.parents if (folder / "site.yml").is_file()]
         if not tops:
             raise Failure(
@@ -171,17 +199,19 @@ class _Deployment:
                 raise Failure(
                     f'{self.file} is not like {{"nodes": {{...}}}}: {error}', EXIT_FAILED
                 ) from error
-        said = self._ask("console", given="jsonencode(var.nodes)")
+        # Terraform itself says what stands in other files and in the defaults: in a plan.
+        file = "variables.tfplan"
         try:
-            return {
-                name: {key: item for key, item in node.items() if item is not None}
-                for name, node in json.loads(json.loads(said)).items()
-            }
-        except (ValueError, AttributeError) as error:
-            raise Failure(
-                f"The nodes of the environment are not known. Write them into {self.file}.",
-                EXIT_FAILED,
-            ) from error
+            self._ask("plan", "-input=false", "-refresh=false", "-lock=false", f"-out={file}")
+            nodes = json.loads(self._ask("show", "-json", file))["variables"]["nodes"]["value"]
+        except KeyError as error:
+            raise Failure(f"{self.environment} has no variable `nodes`.", EXIT_FAILED) from error
+        finally:
+            (self.environment / file).unlink(missing_ok=True)
+        return {
+            name: {key: item for key, item in node.items() if item is not None}
+            for name, node in nodes.items()
+        }
 
     def standing(self) -> list[str]:
         """Names of the nodes that Terraform has made."""
@@ -206,7 +236,7 @@ class _Deployment:
                 self._leave(name)
             self._write(wanted)
             if changes:
-                self._terraform("apply", "-input=false", plan.name)
+                self._work("apply", "-input=false", plan.name)
         finally:
             plan.unlink(missing_ok=True)
         self._playbook("site.yml")
@@ -220,10 +250,10 @@ class _Deployment:
         replaced: tuple[str, ...],
     ) -> bool:
         """Plan, show, and let the guard look at it; whether there is anything to do."""
-        options = ["-input=false", f"-out={plan.name}", "-var", f"nodes={json.dumps(wanted)}"]
+        options = ["-input=false", f"-out={plan.name}"]
         for name in replaced:
             options += [f"-replace={address}" for address in self._machines(name)]
-        self._terraform("plan", *options)
+        self._work("plan", *options, variables={"nodes": wanted})
         described = self._ask("show", "-json", plan.name)
         guard = [sys.executable, str(self._top / "terraform" / "plan_check.py")]
         for name in removed:
@@ -257,21 +287,27 @@ class _Deployment:
         temporary.write_text(json.dumps({"nodes": wanted}, indent=2, sort_keys=True) + "\n")
         temporary.replace(self.file)
 
-    def _terraform(self, *arguments: str) -> None:
-        """Run Terraform in the environment, for people to see."""
-        self._init()
-        self._run(["terraform", *arguments], f"terraform {arguments[0]}")
+    @functools.cached_property
+    def _terraform(self) -> Terraform:
+        """Terraform in this environment, initialised."""
+        with _sentences():
+            terraform = Terraform(self.environment, to_stderr=self._as_json)
+            terraform.ask("init", "-input=false")
+        return terraform
 
-    def _ask(self, *arguments: str, given: str | None = None) -> str:
+    def _ask(self, command: str, *arguments: str) -> str:
         """What Terraform answers."""
-        self._init()
-        what = f"terraform {arguments[0]}"
-        return self._run(["terraform", *arguments], what, given=given, quiet=True)
+        with _sentences():
+            return self._terraform.ask(command, *arguments)
 
-    def _init(self) -> None:
-        if not self._initialised:
-            self._run(["terraform", "init", "-input=false"], "terraform init", quiet=True)
-            self._initialised = True
+    def _work(self, command: str, *arguments: str, variables: dict[str, Any] | None = None) -> None:
+        """Run Terraform for people to see."""
+        begun = time.monotonic()
+        with _sentences():
+            self._terraform.work(
+                command, *arguments, variables=variables, seconds=self._limit_seconds
+            )
+        self.seconds[f"terraform {command}"] = round(time.monotonic() - begun, 1)
 
     def _playbook(self, playbook: str, *arguments: str) -> None:
         """Run a playbook over what Terraform has made."""
@@ -296,9 +332,8 @@ class _Deployment:
         what: str,
         *,
         given: str | None = None,
-        quiet: bool = False,
         folder: Path | None = None,
-    ) -> str:
+    ) -> None:
         begun = time.monotonic()
         try:
             process = subprocess.Popen(  # noqa: S603  # nosec B603 # own tools, no shell
@@ -306,23 +341,26 @@ class _Deployment:
                 cwd=folder or self.environment,
                 env={**os.environ, "TERRAFORM_ENVIRONMENT": str(self.environment)},
                 stdin=None if given is None else subprocess.PIPE,
-                stdout=subprocess.PIPE if quiet else self._output,
-                stderr=subprocess.PIPE if quiet else None,
+                stdout=self._output,
                 text=True,
             )
         except FileNotFoundError as error:
             raise Failure(f"{command[0]} is not installed.", EXIT_FAILED) from error
         try:
-            said, complaint = process.communicate(given)
+            process.communicate(given)
         except KeyboardInterrupt:
-            # It was told, too; Terraform writes down what it has made before it ends.
+            # It was told, too.
             process.wait()
             raise
-        if not quiet:
-            self.seconds[what] = round(time.monotonic() - begun, 1)
+        self.seconds[what] = round(time.monotonic() - begun, 1)
         if process.returncode != 0:
-            reason = f": {complaint.strip()[-2000:]}" if quiet else "; see above"
-            raise Failure(
-                f"{what} failed{reason}. Run the same command again when it is mended.", EXIT_FAILED
-            )
-        return said or ""
+            raise Failure(f"{what} failed; see above. {_AGAIN}", EXIT_FAILED)
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Terraform's failures as the command's own."""
+    try:
+        yield
+    except TerraformError as error:
+        raise Failure(f"{error} {_AGAIN}", EXIT_FAILED) from error

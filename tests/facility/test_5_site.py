@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.support.local_facility import NODES, ROOT, Facility, reading, wait_until
-from tests.support.terraform import NATIVE, on_path, terraform
+from tests.support.terraform import on_path, terraform
 
 ENVIRONMENT = ROOT / "terraform/environments/local"
 NODE4 = {"all": {"children": {"alluxio_workers": {"hosts": {"node4": None}}}}}
@@ -194,9 +194,6 @@ def test_a_node_joins_while_clients_read_though_the_first_run_was_killed_and_lea
 ) -> None:
     if not list(ENVIRONMENT.glob("terraform.tfstate")):
         pytest.skip("the facility that stands was not made by Terraform")
-    if not NATIVE:  # the library cannot tell the variable's value
-        nodes = {"control": {"roles": ["master", "admin", "monitoring"]}} | dict.fromkeys(NODES, {})
-        (ENVIRONMENT / "nodes.auto.tfvars.json").write_text(json.dumps({"nodes": nodes}))
     files = []
     for number in range(32):
         data = os.urandom((1 << 20) + number)

@@ -11,17 +11,20 @@ Run by Terraform as ``terraform-provider-NAME`` (see :func:`install`).
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+#: Where the real ones come from, and which of them these stand for.
 SOURCES = {
-    "aws": "hashicorp/aws",
-    "openstack": "terraform-provider-openstack/openstack",
-    "opentelekomcloud": "opentelekomcloud/opentelekomcloud",
+    "aws": "hashicorp/aws/5.100.0",
+    "openstack": "terraform-provider-openstack/openstack/3.4.0",
+    "opentelekomcloud": "opentelekomcloud/opentelekomcloud/1.36.23",
 }
 CHANGEABLE = {"tags", "tags_all", "metadata"}
 NESTING = {"single": 1, "list": 2, "set": 3, "map": 4}
@@ -35,11 +38,11 @@ def schema(name: str) -> dict[str, Any]:
     return found
 
 
-def install(folder: Path) -> Path:
-    """Write the executables, and a configuration for Terraform that names them; its path."""
-    lines = []
+def install(folder: Path, platform: str) -> Path:
+    """Write a mirror of providers for a platform, and a configuration that names it; its path."""
+    mirror = folder / "mirror"
     for name, source in SOURCES.items():
-        place = folder / name
+        place = mirror / "registry.terraform.io" / source / platform
         place.mkdir(parents=True, exist_ok=True)
         program = place / f"terraform-provider-{name}"
         program.write_text(
@@ -47,13 +50,15 @@ def install(folder: Path) -> Path:
             f"from tests.terraform.stand_in import serve\nserve({name!r})\n"
         )
         program.chmod(0o755)
-        lines.append(f'    "{source}" = "{place}"')
-    configuration = folder / "terraform.rc"
-    overrides = "\n".join(lines)
-    configuration.write_text(
-        f"provider_installation {{\n  dev_overrides {{\n{overrides}\n  }}\n  direct {{}}\n}}\n"
+    return configure(folder / "terraform.rc", mirror)
+
+
+def configure(file: Path, mirror: Path) -> Path:
+    """Write a configuration of Terraform that takes providers from a mirror only; its path."""
+    file.write_text(
+        f'provider_installation {{\n  filesystem_mirror {{\n    path = "{mirror}"\n  }}\n}}\n'
     )
-    return configuration
+    return file
 
 
 # -- what is made ----------------------------------------------------------------------------------
@@ -64,7 +69,8 @@ class Nowhere:
         """``configuration``: the provider's block."""
 
     def create(self, kind: str, wanted: State) -> State:
-        """What the cloud adds to what was wanted."""
+        """What the cloud adds to what was wanted; it takes STAND_IN_SECONDS for it."""
+        time.sleep(float(os.environ.get("STAND_IN_SECONDS", "0")))
         made: State = {"id": str(uuid.uuid4())}
         if kind.endswith("_networking_port_v2"):
             fixed = (wanted["fixed_ip"] or [{}])[0].get("ip_address")
@@ -92,12 +98,15 @@ class Ec2(Nowhere):
         import boto3
 
         endpoint = configuration["endpoints"][0]["ec2"]
-        self.ec2 = boto3.client(
-            "ec2",
-            endpoint_url=endpoint,
-            region_name=configuration["region"],
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
+        self.ec2, self.iam = (
+            boto3.client(
+                service,
+                endpoint_url=endpoint,
+                region_name=configuration["region"],
+                aws_access_key_id="test",
+                aws_secret_access_key="test",
+            )
+            for service in ("ec2", "iam")
         )
 
     def create(self, kind: str, wanted: State) -> State:
@@ -202,12 +211,36 @@ class Ec2(Nowhere):
         return {"id": made["VpcEndpoint"]["VpcEndpointId"]}
 
     def create_placement_group(self, wanted: State) -> State:
-        return {"id": wanted["name"]}  # moto has none
+        self.ec2.create_placement_group(GroupName=wanted["name"], Strategy=wanted["strategy"])
+        return {"id": wanted["name"]}
+
+    def create_iam_role(self, wanted: State) -> State:
+        self.iam.create_role(
+            RoleName=wanted["name"], AssumeRolePolicyDocument=wanted["assume_role_policy"]
+        )
+        return {"id": wanted["name"]}
+
+    def create_iam_role_policy(self, wanted: State) -> State:
+        self.iam.put_role_policy(
+            RoleName=wanted["role"], PolicyName=wanted["name"], PolicyDocument=wanted["policy"]
+        )
+        return {"id": f"{wanted['role']}:{wanted['name']}"}
+
+    def create_iam_instance_profile(self, wanted: State) -> State:
+        self.iam.create_instance_profile(InstanceProfileName=wanted["name"])
+        self.iam.add_role_to_instance_profile(
+            InstanceProfileName=wanted["name"], RoleName=wanted["role"]
+        )
+        return {"id": wanted["name"]}
 
     def create_instance(self, wanted: State) -> State:
         options: State = {}
         if wanted["private_ip"]:
             options["PrivateIpAddress"] = wanted["private_ip"]
+        if wanted["iam_instance_profile"]:
+            options["IamInstanceProfile"] = {"Name": wanted["iam_instance_profile"]}
+        if wanted["placement_group"]:
+            options["Placement"] = {"GroupName": wanted["placement_group"]}
         made = self.ec2.run_instances(
             MinCount=1,
             MaxCount=1,
@@ -216,6 +249,7 @@ class Ec2(Nowhere):
             SubnetId=wanted["subnet_id"],
             SecurityGroupIds=wanted["vpc_security_group_ids"],
             KeyName=wanted["key_name"],
+            DisableApiTermination=bool(wanted["disable_api_termination"]),
             MetadataOptions={"HttpTokens": wanted["metadata_options"][0]["http_tokens"]},
             TagSpecifications=[
                 {
@@ -294,8 +328,24 @@ class Ec2(Nowhere):
                 GroupId=state["security_group_id"], SecurityGroupRuleIds=[name]
             ),
             "aws_key_pair": lambda: ec2.delete_key_pair(KeyName=name),
-            "aws_placement_group": lambda: None,
-            "aws_instance": lambda: ec2.terminate_instances(InstanceIds=[name]),
+            "aws_placement_group": lambda: ec2.delete_placement_group(GroupName=name),
+            "aws_iam_role": lambda: self.iam.delete_role(RoleName=name),
+            "aws_iam_role_policy": lambda: self.iam.delete_role_policy(
+                RoleName=state["role"], PolicyName=state["name"]
+            ),
+            "aws_iam_instance_profile": lambda: (
+                self.iam.remove_role_from_instance_profile(
+                    InstanceProfileName=name, RoleName=state["role"]
+                ),
+                self.iam.delete_instance_profile(InstanceProfileName=name),
+            ),
+            # As the real provider does: what Terraform itself ends is protected no longer.
+            "aws_instance": lambda: (
+                ec2.modify_instance_attribute(
+                    InstanceId=name, DisableApiTermination={"Value": False}
+                ),
+                ec2.terminate_instances(InstanceIds=[name]),
+            ),
             "aws_ebs_volume": lambda: ec2.delete_volume(VolumeId=name),
             "aws_volume_attachment": lambda: ec2.detach_volume(
                 VolumeId=state["volume_id"],
@@ -310,10 +360,19 @@ class Ec2(Nowhere):
 def serve(name: str) -> None:
     """Serve the stand-in of a provider to the Terraform that has started this process."""
     import tf.provider
-    from tf.runner import run_provider
+    import tf.runner
+
+    class Stays(tf.runner._ShutdownInterceptor):
+        """The library takes StopProvider, which says "begin nothing new", for the end."""
+
+        def intercept_service(self, continuation: Any, call: Any) -> Any:
+            if call.method.endswith("/StopProvider"):
+                return continuation(call)
+            return super().intercept_service(continuation, call)
 
     tf.provider.ProviderServicer = _servicer(name)
-    run_provider(None)  # type: ignore[arg-type]  # only the servicer is used
+    tf.runner._ShutdownInterceptor = Stays
+    tf.runner.run_provider(None)  # type: ignore[arg-type]  # only the servicer is used
 
 
 def _servicer(name: str) -> Callable[[Any], Any]:

@@ -2,7 +2,7 @@
 
 The clouds' own providers come from a registry that not every machine reaches. A stand-in serves their
 real schemas (see stand_in.py); for AWS it talks to a real moto server by EC2's API. Where the machine
-has AWS's real provider, `TERRAFORM_PROVIDERS=FOLDER` (a filesystem mirror) runs a test with it as well.
+has AWS's real provider, it does the same at the same server, from the first plan to the last.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import jsonschema
 import pytest
+from botocore.exceptions import ClientError
 
-from tests.support.terraform import terraform
+from tests.support.cloud import aws, aws_mirror, client
+from tests.support.terraform import platform, terraform
 from tests.terraform import stand_in
 from tests.terraform.test_modules import TERRAFORM, inventory, plan_check
 
@@ -46,22 +47,26 @@ ZONES = {
     "openstack": ["nova"],
     "otc": ["eu-de-01", "eu-de-02", "eu-de-03"],
 }
-#: A folder of real providers (``HOST/NAMESPACE/TYPE/VERSION/...``), where the machine has one.
-MIRROR = os.environ.get("TERRAFORM_PROVIDERS")
 CLOUDS = list(PARTICULAR)
 
 
 class Environment:
     """A copy of one environment, with a state of its own."""
 
-    def __init__(self, cloud: str, folder: Path, more: dict[str, Any]) -> None:
+    def __init__(
+        self, cloud: str, folder: Path, more: dict[str, Any], lock: Path | None = None
+    ) -> None:
+        """``lock``: checksums of providers, which the stand-ins cannot have."""
         self.cloud = cloud
         copy = folder / "terraform"
-        shutil.copytree(TERRAFORM, copy, ignore=shutil.ignore_patterns(".terraform", "*.tfstate*"))
+        ignored = shutil.ignore_patterns(".terraform", "*.tfstate*", ".terraform.lock.hcl")
+        shutil.copytree(TERRAFORM, copy, ignore=ignored)
         self.folder = copy / "environments" / cloud
+        if lock is not None:
+            shutil.copy(lock, self.folder)
         self.given = {**COMMON, **PARTICULAR[cloud], **more}
         self.variables()
-        self.run("get")
+        self.run("init", "-input=false")
 
     def variables(self, **changed: Any) -> None:
         """The environment's variables, those of its first plan with these changes."""
@@ -82,6 +87,7 @@ class Environment:
                 "flavor": flavor,
                 "zone": zones[0],
                 "journal_gib": 20,
+                "data_gib": 40,
             }
         }
         for name in names:
@@ -106,26 +112,19 @@ class Environment:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def providers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    before = os.environ.get("TF_CLI_CONFIG_FILE")
-    configuration = stand_in.install(tmp_path_factory.mktemp("providers"))
-    os.environ["TF_CLI_CONFIG_FILE"] = str(configuration)
-    yield
-    if before is None:
-        del os.environ["TF_CLI_CONFIG_FILE"]
-    else:
-        os.environ["TF_CLI_CONFIG_FILE"] = before
+def real_aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
+    """The stand-ins are what Terraform finds; gives the folder of AWS's real provider, if any."""
+    found = aws_mirror(os.environ.get("TERRAFORM_PROVIDERS"))
+    configuration = stand_in.install(tmp_path_factory.mktemp("providers"), platform())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TF_CLI_CONFIG_FILE", str(configuration))
+        yield found
 
 
 @pytest.fixture(scope="module")
 def moto() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with aws() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(params=CLOUDS)
@@ -152,7 +151,12 @@ def test_growing_makes_just_the_named_nodes_and_shrinking_takes_just_them(
     jsonschema.validate({name: item["value"] for name, item in first.items()}, contract)
     hosts = inventory.inventory(first)
     assert hosts["alluxio_workers"]["hosts"] == ["node1", "node2", "node3"]
+    control = hosts["_meta"]["hostvars"]["control"]
+    paths = {control["facility_journal_device"], control["facility_data_device"]}
+    assert len(paths) == 2 and all(path.startswith("/dev/disk/by-id/") for path in paths)
+    assert "ssd_volumes_list" not in control
     variables = hosts["_meta"]["hostvars"]["node2"]
+    assert not {"facility_journal_device", "facility_data_device"} & set(variables)
     assert variables["ssd_volumes_list"][0]["device"].startswith("/dev/disk/by-id/")
     assert (variables["alluxio_worker_mem_size"], variables["alluxio_worker_ssd_size"]) == (
         "4GB",
@@ -182,52 +186,71 @@ def test_growing_makes_just_the_named_nodes_and_shrinking_takes_just_them(
     assert left == {name: grown[name] for name in ("control", "node3", "node5")}
     if environment.cloud == "aws":
         assert running(moto) == {"storage-bastion", "control", "node3", "node5"}
-        assert volumes(moto) == {"control-journal0", "node3-ssd0", "node5-ssd0"}
+        assert volumes(moto) == {"control-journal0", "control-data0", "node3-ssd0", "node5-ssd0"}
     environment.run("destroy", "-input=false", "-auto-approve", "-no-color")
     if environment.cloud == "aws":
         assert running(moto) == set()
         assert volumes(moto) == set()
-        assert not ec2(moto).describe_vpcs(
+        assert not client(moto).describe_vpcs(
             Filters=[{"Name": "is-default", "Values": ["false"]}]
         )["Vpcs"]  # fmt: skip
 
 
-@pytest.mark.skipif(MIRROR is None, reason="TERRAFORM_PROVIDERS names no folder of providers")
-@pytest.mark.timeout(1200)
-def test_the_real_provider_of_aws_makes_grows_and_unmakes_a_facility(
-    tmp_path: Path, moto: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.timeout(2400)
+def test_the_real_provider_of_aws_makes_grows_replaces_and_unmakes_a_facility(
+    tmp_path: Path, moto: str, real_aws: Path | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    configuration = tmp_path / "terraform.rc"
-    configuration.write_text(
-        f'provider_installation {{\n  filesystem_mirror {{\n    path = "{MIRROR}"\n  }}\n}}\n'
-    )
+    if real_aws is None:  # in CI, too: it cannot be had by a package manager
+        pytest.skip(
+            "no folder of providers on this machine holds AWS's own: none is named by"
+            " TERRAFORM_PROVIDERS or Terraform's configuration, or lies in a usual place"
+        )
+    configuration = stand_in.configure(tmp_path / "terraform.rc", real_aws)
     monkeypatch.setenv("TF_CLI_CONFIG_FILE", str(configuration))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    # moto has no placement groups.
-    environment = Environment("aws", tmp_path, {"endpoint": moto, "placement": "none"})
-    environment.run("init", "-input=false")
+    lock = TERRAFORM / "environments" / "aws" / ".terraform.lock.hcl"
+    environment = Environment("aws", tmp_path, {"endpoint": moto, "bucket": "products"}, lock)
+    assert (environment.folder / lock.name).read_text() == lock.read_text()
     environment.nodes("node1")
     environment.plan()
-    first = environment.apply()["nodes"]["value"]
+    made = environment.apply()
+    first = made["nodes"]["value"]
+    assert inventory.inventory(made)["all"]["vars"]["facility_s3_keyless"] is True
     assert kinds(environment.plan()) == {}, "a second plan would change something"
+
     environment.nodes("node1", "node2")
     plan = environment.plan()
     assert kinds(plan) == {"create": {"node2"}}
     grown = environment.apply()["nodes"]["value"]
     assert {name: grown[name] for name in first} == first
+
+    machine = 'module.node["control"].aws_instance.this'
+    ids = {"InstanceIds": [grown["control"]["id"]]}
+    with pytest.raises(ClientError, match="disableApiTermination"):
+        client(moto).terminate_instances(**ids)
+    plan = environment.plan(f"-replace={machine}")
+    assert plan_check.refusals(plan, set(), set())
+    assert plan_check.refusals(plan, set(), {"control"}) == []
+    replaced = environment.apply()["nodes"]["value"]
+    assert replaced["control"]["id"] != grown["control"]["id"]
+    assert replaced["control"]["volumes"] == grown["control"]["volumes"]
+    assert {**replaced, "control": None} == {**grown, "control": None}
+
     environment.nodes("node2")
     plan = environment.plan()
     assert plan_check.refusals(plan, set(), set())
     assert plan_check.refusals(plan, {"node1"}, set()) == []
     environment.apply()
     assert running(moto) == {"storage-bastion", "control", "node2"}
+    assert volumes(moto) == {"control-journal0", "control-data0", "node2-ssd0"}
     environment.run("destroy", "-input=false", "-auto-approve", "-no-color")
-    assert running(moto) == set()
+    assert running(moto) == volumes(moto) == set()
 
 
+@pytest.mark.parametrize("name", ["node1", "control"])
 def test_a_machine_that_is_replaced_leaves_its_volumes_and_its_neighbours_alone(
-    environment: Environment,
+    environment: Environment, name: str
 ) -> None:
     machine = {
         "aws": "aws_instance.this",
@@ -237,31 +260,21 @@ def test_a_machine_that_is_replaced_leaves_its_volumes_and_its_neighbours_alone(
     environment.nodes("node1", "node2")
     environment.plan()
     before = environment.apply()["nodes"]["value"]
-    plan = environment.plan(f'-replace=module.node["node1"].{machine}')
+    plan = environment.plan(f'-replace=module.node["{name}"].{machine}')
     assert plan_check.refusals(plan, set(), set())
-    assert plan_check.refusals(plan, set(), {"node1"}) == []
+    assert plan_check.refusals(plan, set(), {name}) == []
     after = environment.apply()["nodes"]["value"]
-    assert after["node1"]["id"] != before["node1"]["id"]
-    assert after["node1"]["volumes"] == before["node1"]["volumes"]
-    assert {**after, "node1": None} == {**before, "node1": None}
+    assert after[name]["id"] != before[name]["id"]
+    assert after[name]["volumes"] == before[name]["volumes"]
+    assert {**after, name: None} == {**before, name: None}
     environment.run("destroy", "-input=false", "-auto-approve", "-no-color")
-
-
-def ec2(moto: str) -> Any:
-    return boto3.client(
-        "ec2",
-        endpoint_url=moto,
-        region_name="eu-central-1",
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-    )
 
 
 def running(moto: str) -> set[str]:
     """Names of the instances that run."""
     return {
         tag["Value"]
-        for group in ec2(moto).describe_instances()["Reservations"]
+        for group in client(moto).describe_instances()["Reservations"]
         for item in group["Instances"]
         if item["State"]["Name"] == "running"
         for tag in item["Tags"]
@@ -271,7 +284,7 @@ def running(moto: str) -> set[str]:
 
 def volumes(moto: str) -> set[str]:
     """Names of the data volumes; each is encrypted."""
-    found = ec2(moto).describe_volumes(Filters=[{"Name": "tag-key", "Values": ["Purpose"]}])
+    found = client(moto).describe_volumes(Filters=[{"Name": "tag-key", "Values": ["Purpose"]}])
     assert all(item["Encrypted"] for item in found["Volumes"])
     return {
         tag["Value"]
@@ -286,7 +299,7 @@ def test_an_instance_that_was_lost_comes_back_with_its_volume(moto: str, tmp_pat
     environment.nodes("node1", "node2")
     environment.plan()
     before = environment.apply()["nodes"]["value"]
-    ec2(moto).terminate_instances(InstanceIds=[before["node1"]["id"]])
+    client(moto).terminate_instances(InstanceIds=[before["node1"]["id"]])
     plan = environment.plan()
     assert plan_check.refusals(plan, set(), set()) == []
     changed = {change.address for change in plan_check.changes(plan)}
@@ -306,10 +319,10 @@ def test_aws_lets_in_ssh_from_operators_and_clients_to_the_balancers_and_nothing
     environment.nodes("node1")
     environment.plan()
     environment.apply()
-    groups = ec2(moto).describe_security_groups(
+    groups = client(moto).describe_security_groups(
         Filters=[{"Name": "group-name", "Values": ["open-node"]}]
     )["SecurityGroups"]
-    bastions = ec2(moto).describe_security_groups(
+    bastions = client(moto).describe_security_groups(
         Filters=[{"Name": "group-name", "Values": ["open-bastion"]}]
     )["SecurityGroups"]
     assert len(groups) == len(bastions) == 1
@@ -363,8 +376,8 @@ def test_nodes_are_reached_and_reach_out_by_every_way_in(
 
 def way_out(moto: str) -> tuple[str, str]:
     """Where the nodes' route to everywhere leads, and the service that is reached without it."""
-    client = ec2(moto)
-    tables = client.describe_route_tables(Filters=[{"Name": "tag:Name", "Values": ["storage"]}])[
+    ec2 = client(moto)
+    tables = ec2.describe_route_tables(Filters=[{"Name": "tag:Name", "Values": ["storage"]}])[
         "RouteTables"
     ]
     assert len(tables) == 1
@@ -376,7 +389,7 @@ def way_out(moto: str) -> tuple[str, str]:
     gateway = route.get("GatewayId") or route.get("NatGatewayId")
     endpoints = [
         item
-        for item in client.describe_vpc_endpoints()["VpcEndpoints"]
+        for item in ec2.describe_vpc_endpoints()["VpcEndpoints"]
         if item["RouteTableIds"] == [tables[0]["RouteTableId"]] and item["State"] != "deleted"
     ]
     assert len(endpoints) == 1
@@ -425,6 +438,34 @@ def test_aws_volumes_are_faster_than_the_bucket_and_more_than_seven_nodes_of_a_z
     environment.plan()
     environment.variables(ssd_throughput=1000, ssd_iops=4000, placement="none")
     environment.plan()
+
+
+def test_aws_opens_the_bucket_to_the_nodes_without_keys_and_ends_no_control_host_by_accident(
+    tmp_path: Path, moto: str
+) -> None:
+    environment = Environment("aws", tmp_path, {"endpoint": moto, "bucket": "products"})
+    environment.nodes("node1")
+    environment.plan()
+    made = environment.apply()
+    assert inventory.inventory(made)["all"]["vars"]["facility_s3_keyless"] is True
+    iam = client(moto, "iam")
+    policy = iam.get_role_policy(RoleName="storage-node", PolicyName="bucket")["PolicyDocument"]
+    opened = {item for statement in policy["Statement"] for item in [statement["Resource"]]}
+    assert opened == {"arn:aws:s3:::products", "arn:aws:s3:::products/*"}
+    ec2 = client(moto)
+    for name, node in made["nodes"]["value"].items():
+        found = ec2.describe_instances(InstanceIds=[node["id"]])
+        profile = found["Reservations"][0]["Instances"][0]["IamInstanceProfile"]["Arn"]
+        assert profile.endswith("/storage-node")
+        protected = ec2.describe_instance_attribute(
+            InstanceId=node["id"], Attribute="disableApiTermination"
+        )["DisableApiTermination"]["Value"]
+        assert protected is (name == "control")
+    environment.run("destroy", "-input=false", "-auto-approve", "-no-color")
+    assert running(moto) == set()
+    environment.variables(instance_profile="of-ours")
+    said = environment.run("plan", "-input=false", "-no-color", ok=False)
+    assert "A node has one instance profile" in " ".join(said.split())
 
 
 def test_openstack_volumes_are_made_in_the_zone_of_their_node(tmp_path: Path) -> None:
@@ -482,10 +523,10 @@ def test_every_data_volume_is_a_resource_of_its_own_and_encrypted(environment: E
         "openstack_blockstorage_volume_v3",
         "opentelekomcloud_evs_volume_v3",
     )
-    assert sorted(item["size"] for item in volumes) == [20, 250, 250]
+    assert sorted(item["size"] for item in volumes) == [20, 40, 250, 250]
     # The key of the Open Telekom Cloud is made by the same plan, so its id is not known yet.
     expected = {"aws": True, "openstack": "LUKS", "otc": None}[environment.cloud]
-    assert [item.get(mark) for item in volumes] == [expected] * 3
+    assert [item.get(mark) for item in volumes] == [expected] * 4
     if environment.cloud == "aws":
         assert all(
             item["root_block_device"][0]["encrypted"]

@@ -120,6 +120,27 @@ def test_the_inventory_has_the_groups_of_site_yml_with_volumes_and_tiers() -> No
     assert "ssd_volumes_list" not in found["_meta"]["hostvars"]["control"]
 
 
+def test_the_inventory_tells_where_journal_and_data_lie_and_whether_keys_are_needed() -> None:
+    given = outputs()
+    assert "facility_s3_keyless" not in inventory.inventory(given).get("all", {}).get("vars", {})
+    given["facility"]["value"]["keyless"] = True
+    given["nodes"]["value"]["control"]["volumes"] = {
+        f"{purpose}0": {
+            "id": purpose,
+            "purpose": purpose,
+            "size_gib": 20,
+            "path": f"/dev/{purpose}",
+        }
+        for purpose in ("journal", "data")
+    }
+    found = inventory.inventory(given)
+    control = found["_meta"]["hostvars"]["control"]
+    assert control["facility_journal_device"] == "/dev/journal"
+    assert control["facility_data_device"] == "/dev/data"
+    assert "ssd_volumes_list" not in control
+    assert found["all"]["vars"]["facility_s3_keyless"] is True
+
+
 def test_the_inventory_goes_through_the_bastion_and_opens_what_the_cloud_opens() -> None:
     given = outputs()
     given["facility"]["value"] |= {

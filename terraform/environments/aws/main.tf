@@ -44,7 +44,7 @@ module "node" {
   security_group_ids = [aws_security_group.node.id]
   placement_group    = one(aws_placement_group.apart[*].name)
   public             = var.access == "public"
-  instance_profile   = var.instance_profile
+  instance_profile   = local.instance_profile
   ssd_iops           = var.ssd_iops
   ssd_throughput     = var.ssd_throughput
 }

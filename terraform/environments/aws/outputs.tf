@@ -10,5 +10,6 @@ output "facility" {
     ssh_user    = "ansible"
     bastion     = one([for address in aws_eip.bastion : { address = address.public_ip, user = "ansible" }])
     networks    = { clients = var.client_cidrs, processors = var.processor_cidrs }
+    keyless     = var.bucket != null
   }
 }

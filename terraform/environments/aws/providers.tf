@@ -14,6 +14,7 @@ provider "aws" {
     for_each = local.emulated ? [var.endpoint] : []
     content {
       ec2 = endpoints.value
+      iam = endpoints.value
       sts = endpoints.value
     }
   }

@@ -14,6 +14,7 @@ variable "nodes" {
     ssd_gib     = optional(number, 250)
     mem_gib     = optional(number, 4)
     journal_gib = optional(number, 0)
+    data_gib    = optional(number, 0)
   }))
 }
 
@@ -71,9 +72,20 @@ variable "bastion_flavor" {
 }
 
 variable "instance_profile" {
-  description = "Instance profile of the nodes, e.g. for the session manager; null: none."
+  description = "Instance profile of the nodes that you made, e.g. for the session manager; null: none, or that of bucket."
   type        = string
   default     = null
+}
+
+variable "bucket" {
+  description = "Bucket of the facility: the nodes get a role that opens it, and no keys are needed; null: keys are in the vault."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.bucket == null || var.instance_profile == null
+    error_message = "A node has one instance profile: leave bucket out, and let the role of ${coalesce(var.instance_profile, "-")} open it, or leave instance_profile out."
+  }
 }
 
 variable "ssd_iops" {

@@ -14,6 +14,7 @@ variable "nodes" {
     ssd_gib     = optional(number, 250)
     mem_gib     = optional(number, 4)
     journal_gib = optional(number, 0)
+    data_gib    = optional(number, 0)
   }))
 }
 

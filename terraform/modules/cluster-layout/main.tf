@@ -12,7 +12,10 @@ locals {
       volumes = merge(
         contains(node.roles, "worker") ? { ssd0 = { purpose = "ssd", size_gib = node.ssd_gib } } : {},
         node.journal_gib > 0 ? { journal0 = { purpose = "journal", size_gib = node.journal_gib } } : {},
+        node.data_gib > 0 ? { data0 = { purpose = "data", size_gib = node.data_gib } } : {},
       )
+      # Their disks hold what is nowhere else: an accident at the cloud's console shall not end them.
+      protected = contains(node.roles, "admin") || contains(node.roles, "master")
       # The tier is smaller than its volume: the file system takes its part, and a full one stops it.
       tiers = contains(node.roles, "worker") ? {
         mem = "${node.mem_gib}GB"

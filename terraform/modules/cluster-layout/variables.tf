@@ -8,6 +8,7 @@ variable "nodes" {
     ssd_gib     = optional(number, 250)
     mem_gib     = optional(number, 4)
     journal_gib = optional(number, 0)
+    data_gib    = optional(number, 0)
   }))
 
   validation {
@@ -37,6 +38,10 @@ variable "nodes" {
   validation {
     condition     = alltrue([for node in var.nodes : node.journal_gib == 0 || (node.journal_gib >= 10 && contains(node.roles, "master"))])
     error_message = "A journal volume is for a master and has at least 10 GiB; write journal_gib = 0 for none."
+  }
+  validation {
+    condition     = alltrue([for node in var.nodes : node.data_gib == 0 || (node.data_gib >= 10 && contains(node.roles, "admin"))])
+    error_message = "A data volume is for the node with the role admin (catalog, secrets) and has at least 10 GiB; write data_gib = 0 for none."
   }
   validation {
     condition     = length(distinct(compact([for node in var.nodes : node.address]))) == length(compact([for node in var.nodes : node.address]))

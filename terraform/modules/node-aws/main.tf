@@ -8,8 +8,10 @@ resource "aws_instance" "this" {
   key_name               = var.key_name
   placement_group        = var.placement_group
   iam_instance_profile   = var.instance_profile
-  user_data_base64       = base64gzip(var.user_data)
-  tags                   = { Name = var.node.name, Roles = join(",", var.node.roles) }
+  # Terraform itself may end it; its plan was looked at by then.
+  disable_api_termination = var.node.protected
+  user_data_base64        = base64gzip(var.user_data)
+  tags                    = { Name = var.node.name, Roles = join(",", var.node.roles) }
 
   metadata_options {
     http_tokens = "required"
@@ -43,7 +45,7 @@ resource "aws_volume_attachment" "data" {
   for_each = var.node.volumes
 
   # What the volume is called there; the disk itself is found by its id.
-  device_name                    = { ssd = "/dev/sdf", journal = "/dev/sdg" }[each.value.purpose]
+  device_name                    = { ssd = "/dev/sdf", journal = "/dev/sdg", data = "/dev/sdh" }[each.value.purpose]
   volume_id                      = aws_ebs_volume.data[each.key].id
   instance_id                    = aws_instance.this.id
   stop_instance_before_detaching = true

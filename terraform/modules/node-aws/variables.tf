@@ -1,13 +1,14 @@
 variable "node" {
   description = "The node as the module cluster-layout gives it."
   type = object({
-    name    = string
-    roles   = list(string)
-    flavor  = string
-    zone    = string
-    address = optional(string)
-    volumes = map(object({ purpose = string, size_gib = number }))
-    tiers   = map(string)
+    name      = string
+    roles     = list(string)
+    flavor    = string
+    zone      = string
+    address   = optional(string)
+    volumes   = map(object({ purpose = string, size_gib = number }))
+    tiers     = map(string)
+    protected = bool
   })
 }
 

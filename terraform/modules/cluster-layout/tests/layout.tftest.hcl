@@ -30,6 +30,34 @@ run "a_node_that_is_no_worker_has_no_ssd_and_a_master_its_journal" {
   }
 }
 
+run "the_control_host_has_volumes_for_journal_and_data_and_is_protected" {
+  variables {
+    nodes = {
+      control = { roles = ["master", "admin"], flavor = "small", zone = "a", journal_gib = 20, data_gib = 50 }
+      node1   = { flavor = "usual", zone = "a" }
+    }
+  }
+  assert {
+    condition     = jsonencode(output.nodes.control.volumes) == jsonencode({ data0 = { purpose = "data", size_gib = 50 }, journal0 = { purpose = "journal", size_gib = 20 } })
+    error_message = "control should have a volume for its data and one for the journal."
+  }
+  assert {
+    condition     = output.nodes.control.protected && !output.nodes.node1.protected
+    error_message = "The control host should be protected, a worker not."
+  }
+}
+
+run "a_data_volume_for_a_worker_is_refused" {
+  command = plan
+  variables {
+    nodes = {
+      a = { roles = ["master", "admin"], flavor = "small", zone = "a" }
+      b = { flavor = "usual", zone = "a", data_gib = 50 }
+    }
+  }
+  expect_failures = [var.nodes]
+}
+
 run "a_name_that_is_added_changes_no_other_node" {
   variables {
     nodes = {
