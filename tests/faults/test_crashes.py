@@ -170,7 +170,7 @@ def test_a_service_killed_during_an_upload_shows_nothing_and_takes_it_again(
     token = service.token()
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
-    assert sending.wait(20)
+    assert sending.wait(60)
     time.sleep(0.5)
     service.stop(signal.SIGKILL)
     service.start()
@@ -214,10 +214,10 @@ def test_a_client_that_drops_half_way_leaves_nothing(make_service, request, kind
             client.sendall(f"{head}Authorization: Bearer {service.token()}\r\n\r\n".encode())
             client.sendall(body)
     wait_until(
-        lambda: "broke off" in service.log() or "ended after" in service.log(), 20, "the refusal"
+        lambda: "broke off" in service.log() or "ended after" in service.log(), 60, "the refusal"
     )
     assert service.json("GET", "/v1/products")["products"] == []
     wait_until(
-        lambda: "0 findings" in service.cli("reconcile", check=False).stdout, 20, "no leftovers"
+        lambda: "0 findings" in service.cli("reconcile", check=False).stdout, 60, "no leftovers"
     )
     assert service.json("PUT", "/v1/uploads/drop.bin", b"whole", 201)["size"] == 5
