@@ -8,13 +8,12 @@ import json
 import socket
 import tarfile
 import threading
-import time
 import zipfile
 from urllib.parse import quote
 
 import pytest
 
-from tests.support.servers import Service
+from tests.support.servers import Service, wait_until
 
 
 def count(service: Service) -> tuple[int, int]:
@@ -408,13 +407,10 @@ def test_thousands_of_idle_and_trickling_connections_leave_others_unaffected(mak
     try:
         for number in range(20):
             assert service.json("PUT", f"/v1/uploads/beside-{number}", b"x" * 1000, 201)
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            clients[1].settimeout(20)
-            answer = clients[1].recv(1000)
-            assert answer.startswith(b"HTTP/1.1 408") or answer == b""
-            break
-        clients[0].settimeout(20)
+        clients[1].settimeout(60)
+        answer = clients[1].recv(1000)
+        assert answer.startswith(b"HTTP/1.1 408") or answer == b""
+        clients[0].settimeout(60)
         assert clients[0].recv(1000) == b""
     finally:
         stop.set()
@@ -428,7 +424,7 @@ def test_a_body_that_stalls_is_given_up_and_nothing_is_stored(make_service) -> N
     service = make_service(limits={"transfer_idle_seconds": 1.5})
     service.start()
     head = f"PUT /v1/uploads/slow.bin HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {service.token()}\r\n"
-    answer = raw(service, f"{head}Content-Length: 1000\r\n\r\nabc".encode(), wait=20)
+    answer = raw(service, f"{head}Content-Length: 1000\r\n\r\nabc".encode(), wait=60)
     assert answer.startswith(b"HTTP/1.1 408"), answer[:300]
     assert service.json("GET", "/v1/storage")["products"] == 0
     stored = [p for p in (service.directory / "store").rglob("*") if p.is_file()]
@@ -445,7 +441,8 @@ def test_more_transfers_than_threads_are_told_to_come_again(make_service) -> Non
         client = socket.create_connection(("127.0.0.1", port))
         client.sendall(f"PUT /v1/uploads/w{number} {head}Content-Length: 10\r\n\r\nx".encode())
         waiting.append(client)
-    time.sleep(1)
+    temporary = service.directory / "store/.tmp"
+    wait_until(lambda: len(list(temporary.iterdir())) == 2, 60, "the beginning of both")
     answer = service.request("PUT", "/v1/uploads/third", b"x")
     assert (answer.status, json.loads(answer.data)["code"]) == (503, "busy")
     assert answer.headers["Retry-After"]

@@ -179,7 +179,7 @@ def test_what_products_do_not_hold_is_refused_by_its_place_and_nothing_is_left(
     assert [line.startswith("FAILED  ") for line in refusals] == [True] * 6
     for number, line in enumerate(refusals):
         assert f"odd{number}" in line
-    wait_until(lambda: not sessions(service), 20, "an empty store")
+    wait_until(lambda: not sessions(service), 60, "an empty store")
     assert lines(service.cli("--json", "ls").stdout) == []
 
 
@@ -292,7 +292,7 @@ def test_an_interrupt_ends_the_command_at_once_and_says_how_to_go_on(
         assert moving.wait(60)
         process.send_signal(signal.SIGINT)
         # The service never answers: who waits for it does not end in this time either.
-        _, said = process.communicate(timeout=15)
+        _, said = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130

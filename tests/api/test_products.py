@@ -585,7 +585,7 @@ def test_health_and_metrics_are_there_without_a_token(service: Service) -> None:
     assert (
         'storage_manager_requests_total{method="GET",route="/v1/storage",status="200"}' in metrics()
     )
-    wait_until(lambda: "storage_manager_products{" in metrics(), 15, "housekeeping's gauges")
+    wait_until(lambda: "storage_manager_products{" in metrics(), 60, "housekeeping's gauges")
     assert service.request("GET", "/metrics").status == 404
 
 

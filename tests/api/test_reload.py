@@ -31,7 +31,7 @@ def test_new_settings_are_taken_up_while_an_upload_goes_on_and_no_request_fails(
         )
     )
     upload.start()
-    assert begun.wait(20)
+    assert begun.wait(60)
     before = service.settings_file.read_text()
     more = {"backend": {"type": "posix", "root": tmp_path / "more"}, "path": "more"}
     one = service.settings_file.parent / "store"
@@ -50,7 +50,7 @@ def test_new_settings_are_taken_up_while_an_upload_goes_on_and_no_request_fails(
     os.kill(service.process.pid, signal.SIGHUP)
     wait_until(
         lambda: {len(service.json("GET", "/v1/storage")["mounts"]) for _ in range(10)} == {2},
-        30,
+        60,
         "the second mount",
     )
     time.sleep(2)
@@ -58,7 +58,7 @@ def test_new_settings_are_taken_up_while_an_upload_goes_on_and_no_request_fails(
     asker.join()
     assert set(asked) == {200}
     go_on.set()
-    upload.join(30)
+    upload.join(60)
     assert statuses == [201]
     product = service.json("GET", "/v1/products?name=slow.bin")["products"]
     assert [item["size"] for item in product] == [200_000]
@@ -70,7 +70,7 @@ def test_wrong_settings_are_not_taken_up_and_the_service_goes_on(make_service) -
     before = service.settings_file.read_text()
     service.settings_file.write_text(before + "\n[nonsense]\nvalue = 1\n")
     os.kill(service.process.pid, signal.SIGHUP)
-    wait_until(lambda: "The settings are not taken up" in service.log(), 20, "the refusal")
+    wait_until(lambda: "The settings are not taken up" in service.log(), 60, "the refusal")
     service.settings_file.write_text(before)
     for _ in range(5):
         assert service.request("GET", "/v1/products").status == 200

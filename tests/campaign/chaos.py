@@ -87,7 +87,7 @@ class Chaos:
     def recover(self) -> None:
         """Start what was killed; how long until a request is answered again."""
         begun = time.monotonic()
-        wait_until(self._answers, 90, "a listing by both services")
+        wait_until(self._answers, 300, "a listing by both services")
         self.worst_recovery = max(self.worst_recovery, time.monotonic() - begun)
 
     def _answers(self) -> bool:
@@ -132,7 +132,9 @@ class Chaos:
                 self.counts["restarts"] += self.site.revive()
             time.sleep(3)
             for service in self.site.services:
-                if _is_ready(service):
+                try:
+                    wait_until(lambda service=service: not _is_ready(service), 30, "the notice")
+                except AssertionError:
                     self._say("ready without its store", "an empty directory lay in its place")
             written = [path for path in self.site.store.rglob("*") if path.is_file()]
             if written:
@@ -143,17 +145,17 @@ class Chaos:
             away.rename(self.site.store)
             shutil.rmtree(wrong, ignore_errors=True)
         for service in self.site.services:
-            wait_until(lambda service=service: _is_ready(service), 60, "the store is back: ready")
+            wait_until(lambda service=service: _is_ready(service), 180, "the store is back: ready")
 
     def another_catalog(self) -> None:
-        self.counts["services of other catalogs"] += 1
-        intruder = self.site.another(f"intruder-{self.counts['services of other catalogs']}")
+        intruder = self.site.another(f"intruder-{self.counts['another catalog']}")
         try:
             intruder.start()
         except AssertionError:
             self.history.note("the intruder did not start")
             intruder.stop(signal.SIGKILL)
             return
+        self.counts["services of other catalogs"] += 1
         try:
             if _is_ready(intruder):
                 self._say("ready over another's store", "a service with another catalog")
@@ -204,4 +206,4 @@ def _is_ready(service: Service) -> bool:
 
 
 def _lists(service: Service) -> bool:
-    return service.request("GET", "/v1/products?limit=1", timeout=5).status == 200
+    return service.request("GET", "/v1/products?limit=1", timeout=30).status == 200

@@ -323,6 +323,8 @@ class _Name:
                         operation, generation.killer,
                     )  # fmt: skip
                 continue
+            if _is_replay(operation):
+                continue  # it says what was true when the first request was answered
             if operation.kind == "ingest" and operation.result != "skipped":
                 continue  # its own birth: available at a moment, perhaps not any more when said
             if operation.start > generation.death[1]:
@@ -504,7 +506,7 @@ class _Name:
             )
         ]
         for operation, item in generation.sightings:
-            if item.state != "available" or operation.end is None:
+            if item.state != "available" or operation.end is None or _is_replay(operation):
                 continue
             value = getattr(item, which)
             sources = [
@@ -601,6 +603,11 @@ def _end(operation: Operation) -> float:
     if operation.outcome == "unknown" or operation.end is None:
         return math.inf
     return operation.end
+
+
+def _is_replay(operation: Operation) -> bool:
+    """Whether an Idempotency-Key came again: its answer is kept, and shows an earlier moment."""
+    return "replay" in operation.request
 
 
 def _generations(operation: Operation) -> set[int]:

@@ -7,7 +7,7 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import urllib3
@@ -20,17 +20,28 @@ _TIMEOUT = urllib3.Timeout(connect=3, read=45)
 _NOBODY_SECONDS = 0.2
 #: Errors that promise nothing about whether the request has taken effect.
 _OPEN = {408, *range(500, 600)}
+#: Answers that may be otherwise a moment later.
+_AWAY = (429, 503)
 
 
 class Client:
     """One worker's way to the services."""
 
     def __init__(
-        self, services: Sequence[Service], token: str, history: History, worker: str
+        self,
+        services: Sequence[Service],
+        token: str,
+        history: History,
+        worker: str,
+        patience: float = 0.0,
     ) -> None:
+        """With ``patience`` (seconds) a request without an answer, or that nobody could serve at
+        the moment, is sent again; for requests that change nothing.
+        """
         self.services = services
         self.history = history
         self.worker = worker
+        self._patience = patience
         self._authorization = f"Bearer {token}"
 
     def send(
@@ -51,13 +62,19 @@ class Client:
             body, sent["Content-Type"] = json.dumps(body).encode(), "application/json"
         outcome: Outcome = "unknown"
         try:
-            answer = service.pool.request(
-                method, service.url + path, body=body, headers=sent, redirect=False,
-                timeout=_TIMEOUT,
+            answer = self._patiently(
+                lambda: service.pool.request(
+                    method, service.url + path, body=body, headers=sent, redirect=False,
+                    timeout=_TIMEOUT,
+                )
             )  # fmt: skip
             if answer.status == 307:
                 link = answer.headers["Location"]
-                answer = service.pool.request("GET", link, headers=_range(sent), timeout=_TIMEOUT)
+                answer = self._patiently(
+                    lambda: service.pool.request(
+                        "GET", link, headers=_range(sent), timeout=_TIMEOUT
+                    )
+                )
                 if answer.status >= 400:  # the link's own server speaks here
                     operation.code = "link"
         except (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError):
@@ -82,6 +99,18 @@ class Client:
                 operation.code = content.get("code")
         self.history.end(operation, outcome)
         return content if outcome == "ok" else None
+
+    def _patiently(self, ask: Callable[[], urllib3.BaseHTTPResponse]) -> urllib3.BaseHTTPResponse:
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                answer = ask()
+                if answer.status not in _AWAY or time.monotonic() >= deadline:
+                    return answer
+            except (urllib3.exceptions.HTTPError, OSError):
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(_NOBODY_SECONDS)
 
     def drop(
         self, operation: Operation, path: str, body: bytes, keep: float, chunked: bool

@@ -51,8 +51,8 @@ def run(site: Site, seconds: float, seed: int, faults: Sequence[str], at_least: 
     for service in site.services:
         service.tokens[()] = token
 
-    def worker(name: str) -> Worker:
-        client = Client(site.services, token, history, name)
+    def worker(name: str, patience: float = 0.0) -> Worker:
+        client = Client(site.services, token, history, name, patience)
         return Worker(
             client, bodies, site.inbox, f"{seed}-{name}", "drop" in faults, site.weed is not None
         )
@@ -72,7 +72,7 @@ def run(site: Site, seconds: float, seed: int, faults: Sequence[str], at_least: 
     report = Report(seed, 0.0)
     report.violations = [*chaos.violations, *ending.settle(site, chaos.forgot)]
     report.violations += [checker.Violation("service ended", "", words) for words in site.ended]
-    ending.look(site, worker("end"), history)
+    ending.look(site, worker("end", ending.PATIENCE_SECONDS), history)
     report.violations += checker.check(history.operations, bodies)
     if not chaos.forgot:
         report.violations += checker.check_events(

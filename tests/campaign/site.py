@@ -18,12 +18,14 @@ from urllib.parse import unquote, urlsplit
 
 from tests.support.servers import Postgres, Service, Weed, postgres, service_in, weed
 
-#: As short as they can be without giving up what merely is slow on a busy machine.
+#: Short, so that the slow are taken for dead as well and overtaken.  But failed attempts are
+#: remembered for longer than a process stands still or is slow: a writer that writes later, and
+#: is killed before it clears up, leaves what nobody sweeps any more (``reconcile`` tells it).
 HOUSEKEEPING = {
     "interval_seconds": 0.5,
     "grace_seconds": 4.0,
     "commit_grace_seconds": 2.0,
-    "failed_seconds": 3.0,
+    "failed_seconds": 20.0,
     "upload_seconds": 6.0,
 }
 

@@ -18,7 +18,7 @@ SECONDS = 10
 REQUESTS = 400
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("backend", "catalog"), [("posix", "sqlite"), ("s3", "postgresql")])
 def test_under_kills_drops_and_two_services_every_promise_is_kept(
     backend: str, catalog: str, tmp_path: Path, request: pytest.FixtureRequest

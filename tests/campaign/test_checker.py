@@ -96,6 +96,19 @@ def test_a_right_history_has_no_violations() -> None:
     assert check(story.history.operations) == []
 
 
+def test_an_answer_that_is_given_again_says_what_was_true_the_first_time() -> None:
+    story = Story()
+    first = story.ingest(1, "a")
+    story.hold(1, "a", "reason")
+    story.ingest(1, "a", replay=first.number)
+    story.hold(1, "a", None)
+    skipped = story.ingest(1, "a", result="skipped")
+    removal = story.remove(1)
+    story.ingest(1, "a", replay=skipped.number, result="skipped")
+    story.end(gone=(removed(1, f"removal-{removal.number}"),))
+    assert check(story.history.operations) == []
+
+
 def acknowledged_product_vanishes(story: Story) -> None:
     story.ingest(1, "a")
     story.show()

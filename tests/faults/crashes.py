@@ -6,14 +6,18 @@ killed before each (which is after the one before it).  Every operation runs in 
 what it left, so that each begins as a fresh process does.
 
     python -m tests.faults.crashes DIRECTORY (posix | S3-BACKEND-JSON) (ingest | replace | remove | upload) [POSTGRESQL-JSON]
+    python -m tests.faults.crashes beside SETTINGS INBOX (replace | remove)
 
 Afterwards two housekeepers clear up at the same time, in processes of their own, until failed
-attempts are forgotten as well.
+attempts are forgotten as well.  ``beside`` does it to services that run: they are looked at by
+HTTP, and their housekeepers clear up.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -37,7 +41,7 @@ from admin_api.services.access import Principal
 from admin_api.services.facility import Facility, open_facility
 from admin_api.services.ingest import Order, ingest
 from admin_api.services.wishes import Expected, Level, Policy, Wish
-from admin_api.settings import HousekeepingSettings, Settings
+from admin_api.settings import HousekeepingSettings, Settings, load
 from admin_api.storage.multipart import MultipartUpload
 from admin_api.storage.s3 import S3Storage
 from tests.generator import make_s1, make_s5p, write_random
@@ -237,8 +241,6 @@ class Scene:
         return {file.path: file.sha256 for file in files}
 
     def sources(self) -> dict[str, str]:
-        import hashlib
-
         source = self.source
         paths = [source] if source.is_file() else [p for p in source.rglob("*") if p.is_file()]
         names = {
@@ -280,6 +282,59 @@ class Scene:
                 assert mine == [], f"multipart uploads {mine}"
             else:
                 assert not os.listdir(store.root / ".tmp")
+
+
+class Beside(Scene):
+    """A step's operation on the store and catalog of services that run meanwhile."""
+
+    def __init__(self, directory: Path, settings: Settings, operation: str, number: int) -> None:
+        self.directory = directory
+        self.operation = operation
+        self.number = number
+        limits = settings.limits.model_copy(update={"parallel_files": 1})
+        self.settings = settings.model_copy(update={"limits": limits})
+
+    def prepare(self) -> None:
+        """A product of the step's own, so that no step meets another's leftovers."""
+        inbox = self.directory / "inbox"
+        inbox.mkdir(parents=True)
+        path = make_s5p(inbox, seed=self.number, size=100_000)
+        self.act(self.facility(), "ingest")
+        if self.operation == "replace":
+            write_random(path, 110_000, seed=1000 + self.number)
+
+
+def beside(settings_file: Path, inbox: Path, operation: str) -> int:
+    """Kill ``operation`` at each of its steps, one after the other, beside running services.
+
+    Says of each, as a line of JSON, the product's name and the digests that it may have then (null:
+    it may be gone), and waits for a line before the next.  Ends with 1 where a step went wrong.
+    """
+    settings = load(settings_file)
+    for number in itertools.count(1):
+        scene = Beside(inbox / f"step-{number}", settings, operation, number)
+
+        def crash(scene: Beside = scene, number: int = number) -> None:
+            facility = scene.facility()
+            Steps(number).install()
+            scene.act(facility, operation)
+
+        _, said = in_child(scene.prepare)
+        if said:
+            print(said)
+            return 1
+        old = make_s5p(scene.directory, seed=number, size=100_000)
+        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (old, scene.source)]
+        may_have = [digests[0], None if operation == "remove" else digests[1]]
+        killed, said = in_child(crash)
+        if said:
+            print(said)
+            return 1
+        if not killed:
+            return 0
+        print(json.dumps({"name": scene.source.name, "digests": may_have}), flush=True)
+        sys.stdin.readline()
+    raise AssertionError("an operation has an end")
 
 
 def in_child(action: Callable[[], None]) -> tuple[bool, str]:
@@ -354,4 +409,6 @@ def main(root: Path, backend: str, operation: str, server: str = "null") -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "beside":
+        raise SystemExit(beside(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]))
     raise SystemExit(main(Path(sys.argv[1]), *sys.argv[2:]))

@@ -7,6 +7,7 @@ again succeeds and then changes nothing (I4), the catalog can be rebuilt from th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -18,7 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.servers import ROOT, wait_until
+from tests.campaign import ending
+from tests.campaign.site import site
+from tests.support.servers import ROOT, Service, wait_until
 
 
 @pytest.mark.timeout(900)
@@ -62,6 +65,78 @@ def test_killed_at_every_step_nothing_is_torn_lost_or_left(
     assert report["steps"] >= 4
 
 
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("operation", ["replace", "remove"])
+@pytest.mark.parametrize("kind", ["posix-sqlite", "s3-postgresql"])
+def test_two_services_beside_a_process_killed_at_every_step_show_a_whole_product_or_none(
+    kind: str, operation: str, tmp_path: Path, request
+) -> None:
+    backend, catalog = kind.split("-")
+    s3 = request.getfixturevalue("s3_server") if backend == "s3" else None
+    database = request.getfixturevalue("database") if catalog == "postgresql" else None
+    steps = []
+    with site(tmp_path, backend, catalog, s3, database) as made:
+        made.revive()
+        command = [sys.executable, "-m", "tests.faults.crashes", "beside"]
+        command += [str(made.services[0].settings_file), str(made.inbox), operation]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        ) as process:
+            for line in process.stdout:
+                assert line.startswith("{"), line + process.stdout.read()
+                step = json.loads(line)
+                steps.append(step)
+                for service in made.services:
+                    assert shown(service, step["name"]) in step["digests"], (len(steps), step)
+                process.stdin.write("\n")
+                process.stdin.flush()
+        assert process.returncode == 0
+        assert len(steps) >= 4
+        print(f"{kind} {operation}: killed at each of {len(steps)} steps beside two services")
+        assert list(ending.settle(made)) == []
+        for number, step in enumerate(steps):
+            found = [shown(service, step["name"]) for service in made.services]
+            assert found[0] == found[1], (number, step)
+            assert found[0] in step["digests"], (number, step)
+            again(made.services[number % 2], made.inbox / f"step-{number + 1}", operation)
+        after = [shown(made.services[0], step["name"]) for step in steps]
+        assert after == [step["digests"][1] for step in steps]
+        assert list(ending.settle(made)) == []
+        assert list(ending.rebuild(made, 0, "")) == []
+
+
+def shown(service: Service, name: str) -> str | None:
+    """The digest of what a service gives out for a product of one file; None if it has none."""
+    listed = service.json("GET", f"/v1/products?name={name}")["products"]
+    assert len(listed) <= 1, listed
+    if not listed:
+        return None
+    product = service.json("GET", f"/v1/products/{listed[0]['id']}")
+    if product["state"] != "available":
+        return None  # a housekeeper has gone on with its removal
+    (file,) = product["files"]
+    answer = service.request("GET", f"/v1/products/{product['id']}/files/{file['path']}")
+    if answer.status == 307:
+        answer = service.pool.request("GET", answer.headers["Location"])
+    if answer.status in (404, 410):  # or with its replacement: then the other one is there
+        return shown(service, name)
+    digest = hashlib.sha256(answer.data).hexdigest()
+    assert digest == file["sha256"], "not the bytes that are listed"
+    return digest
+
+
+def again(service: Service, directory: Path, operation: str) -> None:
+    """What was killed is asked for again, as its client would."""
+    (source,) = (directory / "inbox").iterdir()
+    if operation == "remove":
+        for item in service.json("GET", f"/v1/products?name={source.name}")["products"]:
+            service.json("DELETE", f"/v1/products/{item['id']}?cause=test")
+        return
+    order = {"source": source.as_uri(), "duplicates": "replace", "verification": "manifest"}
+    answer = service.request("POST", "/v1/products", order)
+    assert answer.status in (200, 201), answer.data
+
+
 @pytest.mark.parametrize("kind", ["posix", "s3"])
 @pytest.mark.parametrize("megabytes", [3, 30])
 def test_a_service_killed_during_an_upload_shows_nothing_and_takes_it_again(
@@ -95,7 +170,7 @@ def test_a_service_killed_during_an_upload_shows_nothing_and_takes_it_again(
     token = service.token()
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
-    assert sending.wait(20)
+    assert sending.wait(60)
     time.sleep(0.5)
     service.stop(signal.SIGKILL)
     service.start()
@@ -139,10 +214,10 @@ def test_a_client_that_drops_half_way_leaves_nothing(make_service, request, kind
             client.sendall(f"{head}Authorization: Bearer {service.token()}\r\n\r\n".encode())
             client.sendall(body)
     wait_until(
-        lambda: "broke off" in service.log() or "ended after" in service.log(), 20, "the refusal"
+        lambda: "broke off" in service.log() or "ended after" in service.log(), 60, "the refusal"
     )
     assert service.json("GET", "/v1/products")["products"] == []
     wait_until(
-        lambda: "0 findings" in service.cli("reconcile", check=False).stdout, 20, "no leftovers"
+        lambda: "0 findings" in service.cli("reconcile", check=False).stdout, 60, "no leftovers"
     )
     assert service.json("PUT", "/v1/uploads/drop.bin", b"whole", 201)["size"] == 5

@@ -41,7 +41,7 @@ def test_a_store_without_a_free_byte_is_emptied_by_removing(
     ]
     if together:  # housekeeping sets something aside for removals
         wait_until(
-            lambda: (small_disk / "state/catalog.reserve").exists(), 20, "the catalog's reserve"
+            lambda: (small_disk / "state/catalog.reserve").exists(), 60, "the catalog's reserve"
         )
     fill(small_disk)
     answer = service.request("PUT", "/v1/uploads/one-more", os.urandom(2 << 20))
@@ -54,7 +54,7 @@ def test_a_store_without_a_free_byte_is_emptied_by_removing(
             service.json("GET", f"/v1/products/{products[0]['id']}")["state"] == "removed"
             and service.json("GET", f"/v1/products/{products[1]['id']}")["state"] == "removed"
         ),
-        30,
+        60,
         "both removals",
     )
     assert service.json("PUT", "/v1/uploads/one-more", os.urandom(1 << 20), 201)
@@ -70,7 +70,7 @@ def test_a_full_disk_of_the_state_directory_kills_no_process_and_removing_goes_o
     service = make_service(state_dir=small_disk / "state")
     service.start()
     product = service.json("PUT", "/v1/uploads/there", b"x", 201)
-    wait_until(lambda: (small_disk / "state/catalog.reserve").exists(), 20, "the catalog's reserve")
+    wait_until(lambda: (small_disk / "state/catalog.reserve").exists(), 60, "the catalog's reserve")
     fill(small_disk)
     for path in ("/v1/products", "/v1/storage", "/v1/events", "/healthz/live"):
         assert service.request("GET", path).status == 200, path

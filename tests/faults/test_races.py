@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import urllib3
 
-from tests.support.servers import Service
+from tests.support.servers import Service, wait_until
 
 SUBMITTERS = 64
 
@@ -126,13 +126,18 @@ def test_readers_see_whole_products_or_none_while_others_remove_and_ingest(servi
     for thread in threads:
         thread.start()
     time.sleep(8)
-    stop.set()
+    enough = {"whole": 20, "removed": 3, "ingested": 10}
+    try:
+        wait_until(
+            lambda: wrong or all(seen[kind] > count for kind, count in enough.items()),
+            240,
+            f"more than {enough}",
+        )
+    finally:
+        stop.set()
     for thread in threads:
         thread.join()
     assert wrong == []
-    assert seen["whole"] > 20
-    assert seen["removed"] > 3
-    assert seen["ingested"] > 10
     print(seen)
     assert "0 findings" in service.cli("reconcile", check=False).stdout
     assert service.json("GET", "/v1/events/chain")["intact"]

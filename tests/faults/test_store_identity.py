@@ -39,7 +39,7 @@ def ready(service: Service) -> tuple[bool, str]:
 
 
 def becomes_ready(service: Service) -> None:
-    wait_until(lambda: ready(service)[0], 30, "readiness")
+    wait_until(lambda: ready(service)[0], 60, "readiness")
 
 
 def refused(service: Service, name: str) -> str:
@@ -159,7 +159,7 @@ def test_rebuild_of_a_lost_catalog_stops_the_service_that_still_has_the_store(
     second.start()
     assert ready(second)[0]
     assert_read(second, product)
-    wait_until(lambda: not ready(first)[0], 30, "the first service's notice")
+    wait_until(lambda: not ready(first)[0], 60, "the first service's notice")
     assert "belongs to another catalog" in refused(first, "late")
     put(second, "q")
 
@@ -248,7 +248,7 @@ def test_an_emptied_bucket_is_not_taken_for_the_store(
     def removal() -> int:
         return service.request("DELETE", f"/v1/products/{product['id']}").status
 
-    wait_until(lambda: not ready(service)[0], 30, "the notice")
+    wait_until(lambda: not ready(service)[0], 60, "the notice")
     assert "not mounted" in refused(service, "q")
     assert removal() == 503
     service.stop()

@@ -213,7 +213,7 @@ def test_a_body_that_breaks_off_is_gone_on_with_where_it_stopped(
 
 def test_a_body_that_stalls_is_gone_on_with(web, waits) -> None:
     web.files["/a.nc"] = File(DATA, headers=ETAG, breaks=1, stalls=True, share=0.5)
-    assert read(web, "/a.nc", timeout=0.5) == DATA
+    assert read(web, "/a.nc", timeout=2) == DATA
 
 
 def test_a_server_without_ranges_sends_the_same_file_again_and_no_byte_comes_twice(

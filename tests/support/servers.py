@@ -264,7 +264,7 @@ class Service:
             assert self.process.poll() is None, self.log()[-3000:]
             return self.pool.request("GET", f"{self.url}/healthz/live", timeout=2).status == 200
 
-        wait_until(alive, 60, "the service")
+        wait_until(alive, 180, "the service")
 
     def stop(self, how: int = signal.SIGTERM) -> None:
         """End the service's whole process group."""
