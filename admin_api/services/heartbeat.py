@@ -14,7 +14,7 @@ import logging
 import threading
 from collections.abc import Iterator
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from admin_api.catalog import clock
 from admin_api.catalog.database import Catalog
@@ -76,14 +76,19 @@ class Heartbeat:
         if not attempts and not owners:
             return
         with self._catalog.writing() as session:
-            found = session.scalars(
-                update(Product)
-                .where(Product.pk.in_(attempts.values()), Product.attempt.in_(attempts))
-                .where(Product.state.in_(_ALIVE))
-                .values(touched_at=clock.now())
-                .returning(Product.attempt),
+            alive = (
+                Product.pk.in_(attempts.values()),
+                Product.attempt.in_(attempts),
+                Product.state.in_(_ALIVE),
+            )
+            found = session.scalars(select(Product.attempt).where(*alive)).all()
+            # A row that is locked is in a transition, which is a sign of life itself; waiting for
+            # it with other rows in hand would be a deadlock.
+            free = select(Product.pk).where(*alive).with_for_update(skip_locked=True)
+            session.execute(
+                update(Product).where(Product.pk.in_(free)).values(touched_at=clock.now()),
                 execution_options={"synchronize_session": False},
-            ).all()
+            )
             for statement in (
                 update(Idempotency)
                 .where(Idempotency.instance.in_(owners), Idempotency.status.is_(None))
