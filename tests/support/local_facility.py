@@ -217,8 +217,10 @@ class Facility:
             body = json.dumps(body).encode()
             sent.setdefault("Content-Type", "application/json")
         url = path if path.startswith("http") else self.url(node) + path
+        # urllib3 sends a body under the limit for connecting: a node that stalls is no failure.
+        patient = {"timeout": urllib3.Timeout(120)} if body is not None else {}
         return self.pool.request(
-            method, url, body=body, headers=sent, redirect=False, preload_content=preload
+            method, url, body=body, headers=sent, redirect=False, preload_content=preload, **patient
         )
 
     def json(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
