@@ -407,6 +407,41 @@ def test_a_product_about_to_be_replaced_cannot_be_held_any_more(
     assert content(either, operator, newer.id) == b"new"
 
 
+def test_a_product_held_while_its_replacement_was_on_its_way_is_not_replaced(
+    either: Facility, operator, monkeypatch
+) -> None:
+    product = put(either, operator, "held-late", b"old")
+    keeping = Keeping(change_hold=True, hold_reason="just in time")
+    # As late as can be: PostgreSQL lets others write in the middle of a commit, SQLite does not.
+    sqlite = either.settings.catalog.url.startswith("sqlite")
+    meanwhile(
+        monkeypatch,
+        lifecycle,
+        "commit" if sqlite else "_succeed",
+        lambda: removal.keep(either, operator, product.id, keeping),
+    )
+    with pytest.raises((Held, InProgress)):
+        put(either, operator, "held-late", b"new", policy=Policy.REPLACE)
+    assert content(either, operator, product.id) == b"old"
+    assert rows(either, "held-late")[0].state == "available"
+
+
+def test_a_product_held_after_the_look_at_it_is_not_removed(
+    either: Facility, operator, monkeypatch
+) -> None:
+    product = put(either, operator, "held-after", b"old")
+    keeping = Keeping(change_hold=True, hold_reason="just in time")
+    meanwhile(
+        monkeypatch,
+        lifecycle,
+        "remove",
+        lambda: removal.keep(either, operator, product.id, keeping),
+    )
+    with pytest.raises(Held):
+        removal.remove(either, operator, product.id, "test")
+    assert content(either, operator, product.id) == b"old"
+
+
 def test_a_change_that_could_not_be_recorded_is_recorded_by_housekeeping(
     either: Facility, operator, monkeypatch
 ) -> None:
