@@ -407,6 +407,22 @@ def test_a_product_about_to_be_replaced_cannot_be_held_any_more(
     assert content(either, operator, newer.id) == b"new"
 
 
+def test_a_row_that_is_another_attempts_by_now_is_not_committed(
+    either: Facility, operator, monkeypatch
+) -> None:
+    """So it is after an older catalog came back: rows are given anew, marks never are."""
+
+    def given_anew() -> None:
+        with either.catalog.writing() as session:
+            session.execute(update(Product).where(Product.name == "anew").values(attempt="f" * 32))
+
+    meanwhile(monkeypatch, lifecycle, "commit", given_anew)
+    with pytest.raises(InProgress):
+        put(either, operator, "anew", b"x")
+    (row,) = rows(either, "anew")
+    assert (row.state, row.attempt) == ("receiving", "f" * 32)
+
+
 def test_a_product_held_while_its_replacement_was_on_its_way_is_not_replaced(
     either: Facility, operator, monkeypatch
 ) -> None:

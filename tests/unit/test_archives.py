@@ -255,6 +255,14 @@ TARS = {
         "global",
     ),
     "directory with contents": (blocks((header("d", tarfile.DIRTYPE, 1), b"x")), "contents"),
+    "damaged pax header": (
+        blocks((header("p", tarfile.XHDTYPE, 10), b"99 path=x\n"), (header("a"), b"")),
+        "damaged pax header",
+    ),
+    "two extended headers": (
+        blocks(*[(header("p", tarfile.XHDTYPE, 10), b"10 path=x\n")] * 2, (header("x"), b"")),
+        "two extended headers",
+    ),
 }
 
 
@@ -273,6 +281,11 @@ def test_old_and_odd_but_honest_tars_are_read() -> None:
     }
     with pytest.raises(InvalidArchive, match="cut off: it ends within 'large'"):
         read("tar", blocks((large, b"")))
+    # Where POSIX has the beginning of a long name, GNU's old form has times.
+    times = bytearray(header("gnu", size=1).tobuf(tarfile.GNU_FORMAT))
+    times[345:357], times[148:156] = b"14712345670\0", b" " * 8
+    times[148:156] = b"%06o\0 " % sum(times)
+    assert read("tar", bytes(times) + b"x" + bytes(511 + 1024)) == {"gnu": b"x"}
     comment = tarfile.TarInfo._create_pax_generic_header({"comment": "c"}, tarfile.XGLTYPE, "utf-8")
     assert read("tar", comment + tar({"./a": b"1"})) == {"a": b"1"}
     assert read("tar", pax("a", path="ä" * 200)) == {"ä" * 200: b"x"}
@@ -311,6 +324,8 @@ def test_entries_and_headers_count_against_the_limits() -> None:
     with pytest.raises(TooLarge, match="times its size"):
         read("tar.gz", gzip.compress(bytes(70 << 20)), LimitSettings(max_archive_ratio=1))
     assert len(read("tar.gz", swollen)) == 40
+    with pytest.raises(TooLarge, match="times its size"):
+        read("zip", zipped({"a": bytes(70 << 20)}), LimitSettings(max_archive_ratio=1))
 
 
 def test_only_a_whole_gzip_file_is_believed() -> None:
@@ -513,6 +528,11 @@ def test_the_unicode_path_of_info_zip_is_honoured() -> None:
     field = struct.pack("<BL", 1, zlib.crc32(b"gr\x81n")) + "größer".encode()
     data = with_info(name="gr?n", extra=struct.pack("<2H", 0x7075, len(field)) + field)
     assert list(read("zip", data.replace(raw, b"gr\x81n"))) == ["größer"]
+
+
+def test_a_name_that_goes_on_behind_a_nul_is_refused() -> None:
+    with pytest.raises(InvalidKey, match="NUL"):
+        read("zip", zipped({"a.txt_.exe": b"1"}).replace(b"a.txt_", b"a.txt\0"))
 
 
 @pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../x", "a//x", "C:\\x", "C:/x", "."])
