@@ -26,6 +26,7 @@ from admin_api.errors import (
     InProgress,
     InvalidRequest,
     ProductExists,
+    TooLarge,
     Unavailable,
 )
 from admin_api.products.records import Statement
@@ -421,6 +422,16 @@ def test_a_row_that_is_another_attempts_by_now_is_not_committed(
         put(either, operator, "anew", b"x")
     (row,) = rows(either, "anew")
     assert (row.state, row.attempt) == ("receiving", "f" * 32)
+
+
+def test_a_record_that_could_not_be_read_back_is_not_written(
+    either: Facility, operator, monkeypatch
+) -> None:
+    monkeypatch.setattr(records, "MAX_LINE_BYTES", 100)
+    with pytest.raises(TooLarge, match="The record of 'many-files'.*100 are allowed"):
+        put(either, operator, "many-files", b"x")
+    assert recorded(either, "many-files") == []
+    assert [row.state for row in rows(either, "many-files") if row.available_at] == []
 
 
 def test_a_product_held_while_its_replacement_was_on_its_way_is_not_replaced(
