@@ -385,6 +385,13 @@ def test_an_upload_that_broke_off_never_becomes_a_product(facility: Facility, se
     facility.remove(product)
 
 
+def takes_uploads(facility: Facility, node: str) -> bool:
+    """Whether a node's balancer sends uploads to every node."""
+    stats = facility.ssh(node, "echo 'show stat' | socat - UNIX-CONNECT:/run/haproxy/admin.sock")
+    rows = [line.split(",") for line in stats.splitlines() if line.startswith("proxies_write,")]
+    return {row[1]: row[17] for row in rows if row[1] in NODES} == dict.fromkeys(NODES, "UP")
+
+
 def test_first_uploads_that_come_side_by_side_after_a_restart_all_arrive(
     facility: Facility, sender: str
 ) -> None:
@@ -392,6 +399,8 @@ def test_first_uploads_that_come_side_by_side_after_a_restart_all_arrive(
     for node in NODES:
         facility.ssh(node, "systemctl restart alluxio-worker alluxio-proxy")
     facility.wait_ready()
+    # Until a balancer has seen proxy and worker of a node twice, an upload is told to come again.
+    wait_until(lambda: all(takes_uploads(facility, node) for node in NODES), 60, "all for uploads")
     data = [os.urandom(8 << 20) for _ in range(16)]
     stamp = time.time_ns()
 
