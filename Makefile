@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 TESTS  ?=
 KEEP   ?=
 DATA   ?=
+ROLE    ?= default
 ENVIRONMENT ?= terraform/environments/local
 REMOVE  ?=
 REPLACE ?=
@@ -17,7 +18,7 @@ FAULTS  ?= kill,freeze,drop
 SEED    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast campaign lint bench bench-facility requirements clean control docs plan-check facility facility-hosts facility-down facility-status
+.PHONY: help demo test test-fast campaign lint bench bench-facility requirements clean control docs plan-check role facility facility-hosts facility-down facility-status
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -60,17 +61,20 @@ plan-check: ## plan check.tfplan in ENVIRONMENT; refused if more goes than REMOV
 	@scripts/plan_check.sh "$(ENVIRONMENT)" $(addprefix --remove ,$(REMOVE)) $(addprefix --replace ,$(REPLACE)) $(patsubst %,--allow '%',$(ALLOW))
 
 ##@ The local facility, with real Alluxio
+role: $(VENV)/.ready-facility ## try one role on one fresh host (ROLE=load_balancer; without it the whole of site.yml; root; podman)
+	@PATH="$(CURDIR)/molecule/bin:$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test --scenario-name $(ROLE)
+
 facility-hosts: $(VENV)/.ready-facility ## make the local hosts: nodes, control, S3 server (root; podman)
 	@$(BIN)/python local_hosts/hosts.py up
 	@scripts/s3_host.sh $(BIN)
 
 facility: $(VENV)/.ready-test facility-hosts ## build the local facility with real Alluxio and take the tour (root)
-	@$(BIN)/ansible-playbook -i inventory/local site.yml
+	@local_hosts/operator.sh $(BIN)/ansible-playbook -i inventory/local site.yml
 	@$(BIN)/python scripts/facility_tour.py
 
 facility-status: $(VENV)/.ready-facility ## one page: hosts, nodes, tiers, balancers, API
 	@$(BIN)/python local_hosts/hosts.py status
-	@$(BIN)/ansible-playbook -i inventory/local playbooks/health.yml
+	@local_hosts/operator.sh $(BIN)/ansible-playbook -i inventory/local playbooks/health.yml
 
 facility-down: ## take away the local facility and everything it made on this machine
 	@$(PYTHON) local_hosts/hosts.py down

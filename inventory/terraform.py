@@ -8,9 +8,9 @@ Groups and volumes come from here, everything that people decide from the group_
 `nodes` of the outputs has the same shape in every environment (terraform/contract.schema.json).
 Besides addresses, disks and tiers, hosts get, where Terraform made such a thing:
 
-    facility_journal_device   masters: stable path of the volume for Alluxio's journal
-    facility_data_device      admin host: that of the volume for catalog, secrets and settings
-    facility_s3_keyless       all: true if the hosts' own role opens the bucket: no keys are needed
+    facility_journal_device        masters: stable path of the volume for Alluxio's journal
+    facility_data_device           admin host: that of the volume for catalog, secrets and settings
+    facility_s3_instance_profile   all: true if their own role opens the bucket, without keys
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ GROUPS = {
     "monitoring": "monitoring",
 }
 SSD_PATH = "/srv/ssd"
+#: Of a volume; the file system takes its part (as in terraform/modules/cluster-layout).
+SSD_SHARE = 0.92
 
 
 def inventory(outputs: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +56,7 @@ def facility_variables(facility: dict[str, Any]) -> dict[str, Any]:
         jump = f"{bastion['user']}@{bastion['address']}"
         found["ansible_ssh_common_args"] = f"-o ProxyJump={jump}"
     if facility.get("keyless"):
-        found["facility_s3_keyless"] = True
+        found["facility_s3_instance_profile"] = True
     networks = facility.get("networks") or {}
     if networks.get("clients"):
         found["firewall_client_networks"] = sorted(networks["clients"])
@@ -71,9 +73,8 @@ def host_variables(node: dict[str, Any], facility: dict[str, Any]) -> dict[str, 
     }
     if facility.get("ssh_user"):
         found["ansible_user"] = facility["ssh_user"]
+    found |= ssd_variables(node)
     devices = {item["purpose"]: item["path"] for item in node["volumes"].values()}
-    if "ssd" in devices:
-        found["ssd_volumes_list"] = [{"device": devices["ssd"], "path": SSD_PATH}]
     if "journal" in devices:
         found["facility_journal_device"] = devices["journal"]
     if "data" in devices:
@@ -82,6 +83,18 @@ def host_variables(node: dict[str, Any], facility: dict[str, Any]) -> dict[str, 
         found["alluxio_worker_mem_size"] = node["tiers"]["mem"]
         found["alluxio_worker_ssd_size"] = node["tiers"]["ssd"]
     return found
+
+
+def ssd_variables(node: dict[str, Any]) -> dict[str, Any]:
+    """The SSD volumes: the first at SSD_PATH, each of several with its own part of the tier."""
+    volumes = [item for _, item in sorted(node["volumes"].items()) if item["purpose"] == "ssd"]
+    found: list[dict[str, str]] = []
+    for volume in volumes:
+        path = f"{SSD_PATH}{len(found) + 1}" if found else SSD_PATH
+        found.append({"device": volume["path"], "path": path})
+        if len(volumes) > 1:
+            found[-1]["size"] = f"{int(volume['size_gib'] * SSD_SHARE)}GB"
+    return {"ssd_volumes_list": found} if found else {}
 
 
 def main() -> int:

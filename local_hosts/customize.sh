@@ -1,32 +1,21 @@
 #!/usr/bin/env bash
-# customize.sh ROOT DIRECTORY: turns a bare file tree into a host like a VM.  Called by image.sh.
+# customize.sh ROOT: turns a bare file tree into a host like a VM.  Called by image.sh.
 set -euo pipefail
 root=$1
-directory=$2
 
-# The way in is that of a cloud's image: an ordinary user with sudo, and never root.
-chroot "$root" useradd --create-home --shell /bin/bash admin
-install -d -m 700 "$root/home/admin/.ssh"
-install -m 600 "$directory/id.pub" "$root/home/admin/.ssh/authorized_keys"
-chroot "$root" chown -R admin:admin /home/admin/.ssh
-install -m 440 /dev/stdin "$root/etc/sudoers.d/90-admin" <<'U'
-admin ALL=(ALL) NOPASSWD:ALL
+# User, key and name come by cloud-init, as in a cloud; it looks for them in one place only.
+install -m 644 /dev/stdin "$root/etc/cloud/cloud.cfg.d/90-local.cfg" <<'U'
+datasource_list: [NoCloud]
+# Addresses are podman's.
+network: {config: disabled}
+locale: C.UTF-8
+# An RSA key costs seconds of a busy machine at every first boot.
+ssh_genkeytypes: [ed25519, ecdsa]
 U
+rm -f "$root"/etc/ssh/ssh_host_*
 install -D -m 644 /dev/stdin "$root/etc/ssh/sshd_config.d/10-no-root.conf" <<'U'
 PermitRootLogin no
 PasswordAuthentication no
-U
-rm -f "$root"/etc/ssh/ssh_host_*
-cat > "$root/etc/systemd/system/ssh-hostkeys.service" <<'U'
-[Unit]
-Description=Host keys of its own for every host
-Before=ssh.service
-ConditionPathExists=!/etc/ssh/ssh_host_ed25519_key
-[Service]
-Type=oneshot
-ExecStart=/usr/bin/ssh-keygen -A
-[Install]
-WantedBy=multi-user.target
 U
 cat > "$root/etc/systemd/system/fstab-shim.service" <<'U'
 [Unit]
@@ -37,11 +26,11 @@ After=systemd-remount-fs.service
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/bin/mount -a
+ExecStart=/bin/mount -a -t notmpfs
 [Install]
 WantedBy=local-fs.target
 U
-chroot "$root" systemctl --quiet enable ssh-hostkeys.service fstab-shim.service
+chroot "$root" systemctl --quiet enable fstab-shim.service
 chroot "$root" systemctl --quiet mask systemd-udevd.service
 # The balancer comes with the image's packages; the role that configures it switches it on.
 chroot "$root" systemctl --quiet disable haproxy.service nftables.service

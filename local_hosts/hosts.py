@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
 """Hosts with systemd and ssh on one Linux machine (podman): the ground of the local facility.
 
-    hosts.py [--directory DIR] image | up [NAME[=ADDRESS] ...] | down [NAME ...] | reset | status
-    hosts.py [--directory DIR] disk NAME | forget-disk NAME
+    hosts.py [--directory DIR] up [NAME[=ADDRESS] ...] | down [NAME ...] | reset | status
+    hosts.py [--directory DIR] image [NAME ...] | disk NAME | forget-disk NAME
 
 Called by ``make facility-hosts``, by the Terraform module ``node-local`` and by the facility tests.
 Needs root, and nothing but the standard library.  ``up`` and ``down`` may be repeated; ``down``
 without names also takes away disks, network and everything else that ``up`` made.
 
-Every host has a block device of its own (``/dev/vdb``, a sparse file on the machine) as SSD, and
-``/srv/share``, one directory that all of them see, standing for NFS.
+They are like a cloud's: cloud-init sets them up at their first boot and looks after them at every
+other (NoCloud, from a directory of seeds), the way in is the user admin through the host
+``bastion``, and no name server knows them.  Nodes and control have block devices of their own
+(``/dev/vdb``, sparse files on the machine) as SSDs, and all of them see ``/srv/share``, one
+directory that stands for NFS.
 """
 
 from __future__ import annotations
@@ -19,13 +22,16 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,13 +40,36 @@ IMAGE = "localhost/storage-manager-host"
 NETWORK = "storage-manager"
 SUBNET = "10.89.8"
 #: What ``up`` makes when no names are given, and the last part of each address.
-DEFAULT = {"s3": 5, "control": 10, "node1": 11, "node2": 12, "node3": 13}
+DEFAULT = {"bastion": 3, "s3": 5, "control": 10, "node1": 11, "node2": 12, "node3": 13}
 #: Hosts that are made when they are named.
-KNOWN = {**DEFAULT, "node4": 14, "node5": 15, "node6": 16}
+KNOWN = {**DEFAULT, **{f"node{number}": 10 + number for number in range(4, 11)}}
 DISK_PREFIX = "storage-manager-"
-DISK_BYTES = 4 << 30
-MEMORY = {"s3": "2g"}
+#: Debian of another release than the machine's, so that both are tried.
+RELEASES = {"node3": "trixie", "node10": "trixie"}
+#: Sizes of a host's disks in GiB: /dev/vdb and so on.
+DISKS: dict[str, list[int]] = {"bastion": [], "s3": [], "node2": [4, 2]}
+DEFAULT_DISKS = [4]
+MEMORY = {"bastion": "512m", "s3": "2g"}
 DEFAULT_MEMORY = "4g"
+#: Stands for the security groups of a cloud: ssh to the bastion, and from there to the others.
+GROUPS_TABLE = "storage_manager_hosts"
+BASTION = f"{SUBNET}.{DEFAULT['bastion']}"
+GROUPS = f"""
+table inet {GROUPS_TABLE} {{
+    chain machine {{
+        type filter hook output priority filter; policy accept;
+        ip daddr {SUBNET}.0/24 ip daddr != {BASTION} tcp dport 22 reject with tcp reset
+    }}
+}}
+table bridge {GROUPS_TABLE} {{
+    chain hosts {{
+        type filter hook forward priority filter; policy accept;
+        ip saddr {BASTION} accept
+        ip daddr {BASTION} accept
+        ip daddr {SUBNET}.0/24 tcp dport 22 drop
+    }}
+}}
+"""
 PACKAGES = [
     "podman", "runc", "netavark", "aardvark-dns", "iptables", "nftables", "mmdebstrap", "iproute2",
     "lxcfs", "xfsprogs", "openssh-client",
@@ -70,32 +99,55 @@ class Hosts:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.seeds = directory / "seeds"
         self.share = directory / "share"
         self.lxcfs = directory / "lxcfs"
         self.pid_file = directory / "lxcfs.pid"
         self.before = directory / "machine.json"
-        self.image_name = ""
 
     # -- image -------------------------------------------------------------------------------
-    def image(self) -> None:
-        """Make the image unless it was made from just these files."""
+    def images(self, names: Iterable[str]) -> None:
+        """Make the images of these hosts unless they were made from just these files."""
         self._install()
         self.directory.mkdir(parents=True, exist_ok=True)
         if not (self.directory / "id").exists():
             run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "storage-manager-local", "-f",
                 str(self.directory / "id"))  # fmt: skip
-        digest = hashlib.sha256()
-        for path in (HERE / "image.sh", HERE / "customize.sh", self.directory / "id.pub"):
-            digest.update(path.read_bytes())
-        # The key is in the image, so every directory has an image of its own.
-        self.image_name = f"{IMAGE}:{digest.hexdigest()[:12]}"
-        if self._exists("image", self.image_name):
+        releases = sorted({self._release(name) for name in names})
+        missing = [
+            release for release in releases if not self._exists("image", self._image(release))
+        ]
+        if not missing:
             return
-        print("Making the image of the hosts (a minute or two).", flush=True)
-        older = run("podman", "images", "--format", "{{.Repository}}:{{.Tag}}", IMAGE).split()
-        run(str(HERE / "image.sh"), str(self.directory), self.image_name)
-        for image in older:  # one that is in use stays
-            run("podman", "rmi", image, check=False)
+        print(f"Making the image of the hosts ({', '.join(missing)}; minutes).", flush=True)
+        with ThreadPoolExecutor() as pool:
+            made = [
+                pool.submit(run, str(HERE / "image.sh"), str(self.directory), self._image(one), one)
+                for one in missing
+            ]
+        for future in made:
+            future.result()
+        found = run("podman", "images", "--format", "{{.Repository}}:{{.Tag}}", IMAGE).split()
+        for image in found:
+            if not image.endswith(self._digest()):  # one that is in use stays
+                run("podman", "rmi", image, check=False)
+
+    def _image(self, release: str) -> str:
+        return f"{IMAGE}:{release}-{self._digest()}"
+
+    @staticmethod
+    def _digest() -> str:
+        digest = hashlib.sha256()
+        for path in (HERE / "image.sh", HERE / "customize.sh"):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()[:12]
+
+    @staticmethod
+    def _release(name: str) -> str:
+        own = platform.freedesktop_os_release()
+        if own["ID"] == "debian" and name in RELEASES:  # an Ubuntu's mirror has no Debian
+            return RELEASES[name]
+        return own["VERSION_CODENAME"]
 
     @staticmethod
     def _install() -> None:
@@ -110,13 +162,23 @@ class Hosts:
     # -- up ----------------------------------------------------------------------------------
     def up(self, wanted: dict[str, str]) -> None:
         """Make and start the named hosts; those that run are left alone."""
-        self.image()
+        self.images(wanted)
         self.share.mkdir(exist_ok=True)
         if not self.before.exists():
             self.before.write_text(json.dumps(machine_state()))
         self._start_lxcfs()
         if not self._exists("network", NETWORK):
-            run("podman", "network", "create", "--subnet", f"{SUBNET}.0/24", NETWORK)
+            # As in many a cloud, no name server knows the hosts: they are told each other's names.
+            run(
+                "podman",
+                "network",
+                "create",
+                "--disable-dns",
+                "--subnet",
+                f"{SUBNET}.0/24",
+                NETWORK,
+            )
+        self._close_ssh()
         for name, address in wanted.items():
             self._up_one(name, address)
         for name in wanted:
@@ -130,46 +192,85 @@ class Hosts:
                 raise HostsError(f"{name} exists with the address {self._address(name)}.")
             run("podman", "start", name)
             return
-        disk = self._disk(name)
         self._remember(name, address)
+        devices = [
+            argument
+            for number, loop in enumerate(self._disks(name))
+            for argument in ("--device", f"{loop}:/dev/vd{'bcdef'[number]}", "--device", loop)
+        ]
         volumes = [
             argument
             for file in LXCFS_FILES
             for argument in ("--volume", f"{self.lxcfs}/proc/{file}:/proc/{file}")
         ]
-        others = [
-            argument
-            for other, number in KNOWN.items()
-            for argument in ("--add-host", f"{other}:{SUBNET}.{number}")
-            if other != name
-        ]
         last = int(address.rpartition(".")[2])
         run(
-            "podman", "run", "--detach", "--name", name, "--hostname", name,
+            "podman", "run", "--detach", "--name", name, "--hostname", name, "--no-hosts",
             "--network", NETWORK, "--ip", address, "--mac-address", f"02:fe:00:00:08:{last:02x}",
-            *others, "--systemd=always", "--restart=always",
+            "--systemd=always", "--restart=always",
             "--memory", MEMORY.get(name, DEFAULT_MEMORY),
             "--cap-add", CAPABILITIES, "--security-opt", "seccomp=unconfined",
             # A host cannot set these itself here; the roles do on real ones.
             "--sysctl", "net.ipv4.tcp_syn_retries=2",
             *volumes, "--volume", f"{self.share}:/srv/share",
-            "--device", f"{disk}:/dev/vdb", "--device", disk, self.image_name,
+            "--volume", f"{self._seed(name)}:/var/lib/cloud/seed/nocloud:ro",
+            *devices, self._image(self._release(name)),
         )  # fmt: skip
         # apt's cache_valid_time would take the image's empty lists for fresh.
         run("podman", "exec", name, "touch", "--date", "2000-01-01", "/var/lib/apt/lists")
 
-    def make_disk(self, name: str) -> Path:
-        """The file that is the host's SSD."""
-        file = self.directory / f"{DISK_PREFIX}{name}.img"
-        if not file.exists():
-            with file.open("wb") as opened:
-                opened.truncate(DISK_BYTES)
-        return file
+    def _seed(self, name: str) -> Path:
+        """What cloud-init finds at the host's first boot; a new host has a new identity."""
+        seed = self.seeds / name
+        seed.mkdir(parents=True, exist_ok=True)
+        # The form of terraform/modules/cloud-init, but /etc/hosts is cloud-init's.
+        document = {
+            "hostname": name,
+            "preserve_hostname": False,
+            "manage_etc_hosts": True,
+            "ssh_pwauth": False,
+            "disable_root": True,
+            "users": [{
+                "name": "admin",
+                "shell": "/bin/bash",
+                "sudo": "ALL=(ALL) NOPASSWD:ALL",
+                "lock_passwd": True,
+                "ssh_authorized_keys": [(self.directory / "id.pub").read_text().strip()],
+            }],
+        }  # fmt: skip
+        (seed / "user-data").write_text(f"#cloud-config\n{json.dumps(document, indent=2)}\n")
+        (seed / "meta-data").write_text(f"instance-id: {name}-{time.time_ns()}\n")
+        return seed
 
-    def forget_disk(self, name: str) -> None:
-        """Take the host's SSD away with what it holds."""
-        self._detach(f"{DISK_PREFIX}{name}.img")
-        (self.directory / f"{DISK_PREFIX}{name}.img").unlink(missing_ok=True)
+    def _close_ssh(self) -> None:
+        """Let ssh to the hosts pass from the bastion alone."""
+        if GROUPS_TABLE not in run("nft", "list", "tables"):
+            rules = self.directory / "groups.nft"
+            rules.write_text(GROUPS)
+            run("nft", "--file", str(rules))
+
+    @staticmethod
+    def _open_ssh() -> None:
+        for family in ("inet", "bridge"):
+            run("nft", "delete", "table", family, GROUPS_TABLE, check=False)
+
+    def make_disks(self, name: str) -> list[Path]:
+        """The files that are the host's SSDs."""
+        made = []
+        for number, size in enumerate(DISKS.get(name, DEFAULT_DISKS)):
+            file = self.directory / f"{DISK_PREFIX}{name}{f'.{number}' if number else ''}.img"
+            if not file.exists():
+                with file.open("wb") as opened:
+                    opened.truncate(size << 30)
+            made.append(file)
+        return made
+
+    def forget_disks(self, name: str) -> None:
+        """Take the host's SSDs away with what they hold."""
+        self._detach_disks(name)
+        for file in self.directory.glob(f"{DISK_PREFIX}{name}*.img"):
+            if self._is_disk_of(file, name):
+                file.unlink()
 
     def _note_alive(self, name: str) -> None:
         """Name a file that is there while the host runs: Terraform's plan looks at files only."""
@@ -180,11 +281,15 @@ class Hosts:
         if found is not None:
             (folder / name).write_text(f"{found}\n")
 
-    def _disk(self, name: str) -> str:
-        """The loop device of the host's SSD."""
-        file = self.make_disk(name)
-        found = run("losetup", "--associated", str(file), "--output", "NAME", "--noheadings")
-        return found.split()[0] if found else run("losetup", "--find", "--show", str(file))
+    def _disks(self, name: str) -> list[str]:
+        """The loop devices of the host's SSDs."""
+        loops = []
+        for file in self.make_disks(name):
+            found = run("losetup", "--associated", str(file), "--output", "NAME", "--noheadings")
+            loops.append(
+                found.split()[0] if found else run("losetup", "--find", "--show", str(file))
+            )
+        return loops
 
     def _wait(self, name: str) -> None:
         deadline = time.monotonic() + 60
@@ -202,56 +307,98 @@ class Hosts:
             return
         log = (self.directory / "lxcfs.log").open("wb")
         process = subprocess.Popen(
-            ["lxcfs", str(self.lxcfs)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True,
+            # Its own file of that name is the whole machine's.
+            ["lxcfs", f"--pidfile={self.directory}/lxcfs.lock", str(self.lxcfs)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
         self.pid_file.write_text(str(process.pid))
         self._until(lambda: (self.lxcfs / "proc/meminfo").exists(), "lxcfs did not start")
 
     def _write_ssh_config(self) -> None:
-        lines = [f"Host {' '.join([*self._names(), f'{SUBNET}.*'])}"]
+        """Through the bastion, as to a cloud; what goes through it shares one connection to it."""
+        others = [name for name in self._names() if name != "bastion"]
+        lines = [
+            f"Host bastion {BASTION}",
+            f"    HostName {BASTION}",
+            "    ProxyJump none",
+            "    ControlMaster auto",
+            f"    ControlPath {self.directory}/jump",
+            "    ControlPersist 30s",
+            # It is rebooted, too.
+            "    ServerAliveInterval 3",
+            "    ServerAliveCountMax 3",
+        ]
+        for name in others:
+            lines += [f"Host {name}", f"    HostName {self._address(name)}"]
         lines += [
+            f"Host {' '.join(['bastion', *others, f'{SUBNET}.*'])}",
             "    User admin",
             f"    IdentityFile {self.directory}/id",
             "    StrictHostKeyChecking no",
             "    UserKnownHostsFile /dev/null",
             "    LogLevel ERROR",
+            "    ProxyJump bastion",
         ]
-        for name in self._names():
-            lines += [f"Host {name}", f"    HostName {self._address(name)}"]
-        (self.directory / "ssh_config").write_text("\n".join(lines) + "\n")
+        self._write("ssh_config", "\n".join(lines))
+
+    def _write(self, name: str, text: str) -> None:
+        """Others read the file meanwhile."""
+        new = self.directory / f"{name}.new"
+        new.write_text(f"{text}\n")
+        new.rename(self.directory / name)
 
     # -- down --------------------------------------------------------------------------------
     def down(self, names: list[str], keep_disks: bool = False) -> None:
         """Take away the named hosts with their disks, or all of them and what else was made."""
         for name in names or self._names():
-            run("podman", "rm", "--force", "--time", "2", name, check=False)
-            self._detach(f"{DISK_PREFIX}{name}.img")
+            # On a busy machine the first try may give up; what is left then would be half a host.
+            for last in (False, True):
+                run("podman", "rm", "--force", "--ignore", "--time", "2", name, check=last)
+            self._detach_disks(name)
             if not keep_disks:
-                self.forget_disk(name)
+                self.forget_disks(name)
+            shutil.rmtree(self.seeds / name, ignore_errors=True)
             self._remember(name, None)
         if names:
             self._write_ssh_config()
             return
-        self._detach(DISK_PREFIX)  # of hosts whose directory is gone, too
+        # Also those whose directory is gone; hosts of another directory keep theirs.
+        self._detach(
+            lambda file: (
+                file.name.startswith(DISK_PREFIX)
+                and (file.parent == self.directory or not file.exists())
+            )
+        )
+        self._open_ssh()
         if self._exists("network", NETWORK):
             run("podman", "network", "rm", "--force", NETWORK)
         self._stop_lxcfs()
         if self.before.exists():
             restore_machine(json.loads(self.before.read_text()))
             self.before.unlink()
-        for folder in (self.share, self.directory / "alive"):
+        for folder in (self.share, self.seeds, self.directory / "alive"):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in ("ssh_config", "addresses.json"):
+        sockets = self.directory / "operator/sockets"
+        if sockets.is_symlink():
+            shutil.rmtree(sockets.resolve(), ignore_errors=True)
+            sockets.unlink()
+        for file in ("ssh_config", "addresses.json", "groups.nft", "lxcfs.lock", "operator.lock"):
             (self.directory / file).unlink(missing_ok=True)
 
+    def _is_disk_of(self, file: Path, name: str) -> bool:
+        pattern = rf"{re.escape(DISK_PREFIX + name)}(\.\d+)?\.img"
+        return file.parent == self.directory and bool(re.fullmatch(pattern, file.name))
+
+    def _detach_disks(self, name: str) -> None:
+        self._detach(lambda file: self._is_disk_of(file, name))
+
     @staticmethod
-    def _detach(beginning: str) -> None:
-        """Give back the loop devices of disk files whose name begins so."""
+    def _detach(chosen: Callable[[Path], bool]) -> None:
+        """Give back the loop devices of these disk files."""
         listed = run("losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE")
         for line in listed.splitlines():
             loop, _, file = line.partition(" ")
-            if Path(file.strip()).name.startswith(beginning):
+            if chosen(Path(file.strip())):
                 run("losetup", "--detach", loop)
 
     def _stop_lxcfs(self) -> None:
@@ -261,6 +408,8 @@ class Hosts:
             except ProcessLookupError:
                 pass
             self.pid_file.unlink()
+        # One that was killed leaves a mount that nobody serves.
+        run("umount", "--lazy", str(self.lxcfs), check=False)
         self._until(lambda: not mounted(str(self.lxcfs)), "lxcfs did not stop")
         if self.lxcfs.exists():
             self.lxcfs.rmdir()
@@ -294,7 +443,7 @@ class Hosts:
         known.pop(name, None)
         if address:
             known[name] = address
-        (self.directory / "addresses.json").write_text(json.dumps(known, indent=2) + "\n")
+        self._write("addresses.json", json.dumps(known, indent=2))
 
     @staticmethod
     def _exists(kind: str, name: str) -> bool:
@@ -385,12 +534,12 @@ def main() -> int:
             raise HostsError("The local hosts need root: run this with sudo.")
         with locked(hosts.directory):
             if options.action == "image":
-                hosts.image()
+                hosts.images(addresses(options.names))
             elif options.action == "down":
                 hosts.down(options.names, options.keep_disks)
             elif options.action in ("disk", "forget-disk"):
                 for name in options.names:
-                    (hosts.make_disk if options.action == "disk" else hosts.forget_disk)(name)
+                    (hosts.make_disks if options.action == "disk" else hosts.forget_disks)(name)
             elif options.action == "status":
                 print(hosts.status())
             else:

@@ -7,7 +7,11 @@ make demo KEEP=1       leaves the service running
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import random
+import secrets
 import shlex
 import shutil
 import signal
@@ -22,9 +26,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import jwt  # noqa: E402 - needs the environment
+
 from tests.generator import make_s1, make_s2, make_s3, make_s5p  # noqa: E402 - needs the path
 
 DEMO = ROOT / ".demo"
+BULK = 2000
 BIN = Path(sys.executable).parent
 TTY = sys.stdout.isatty()
 
@@ -45,6 +52,18 @@ def run(command: str, check: bool = True) -> str:
     if check and done.returncode != 0:
         raise SystemExit(f"The command failed with exit code {done.returncode}.")
     return done.stdout.strip()
+
+
+def output(command: str) -> str:
+    """What a command says; not shown."""
+    return subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        cwd=DEMO,
+        env=environment(),
+        check=True,
+    ).stdout
 
 
 def environment() -> dict[str, str]:
@@ -71,6 +90,8 @@ def free_port(preferred: int) -> int:
     raise SystemExit("No free port.")
 
 
+#: What the Ingestor and this service share.
+PROSEO_SECRET = secrets.token_hex(20)
 PORT, METRICS_PORT = free_port(8080), free_port(9180)
 
 
@@ -79,7 +100,7 @@ def set_up(data: Path | None) -> None:
     shutil.rmtree(DEMO, ignore_errors=True)
     inbox = DEMO / "inbox"
     inbox.mkdir(parents=True)
-    roots = [inbox] + ([data] if data else [])
+    roots = [inbox, DEMO / "bulk"] + ([data] if data else [])
     (DEMO / "settings.toml").write_text(
         f"""# The embedded profile: products in a directory, the catalog in SQLite.
 state_dir = "{DEMO}/state"
@@ -94,11 +115,22 @@ public_docs = true
 [sources]
 file_roots = [{", ".join(f'"{root}"' for root in roots)}]
 
+[housekeeping]
+# A worker that was killed is noticed after so long (default 30).
+commit_grace_seconds = 5
+
+[proseo]
+enabled = true
+accept = ["basic"]
+callers_file = "{DEMO}/callers"
+secret_file = "{DEMO}/proseo-secret"
+
 [server]
 port = {PORT}
 metrics_port = {METRICS_PORT}
 """
     )
+    (DEMO / "proseo-secret").write_text(PROSEO_SECRET)
     for seed in (1, 2):
         make_s1(inbox, seed, size=4 << 20)
     make_s2(inbox, 1)
@@ -110,6 +142,34 @@ metrics_port = {METRICS_PORT}
         for path in tree.rglob("*"):
             archive.write(path, path.relative_to(DEMO))
     shutil.rmtree(tree)
+    set_up_bulk(DEMO / "bulk")
+
+
+def set_up_bulk(directory: Path) -> None:
+    """Two thousand small products, four of them bad, and a manifest with their digests."""
+    directory.mkdir()
+    generator, lines = random.Random(1), []
+    for number in range(BULK):
+        path, data = directory / f"aux-{number:05}.bin", generator.randbytes(4096)
+        path.write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        lines.append(
+            json.dumps({"source": path.as_uri(), "size": len(data), "sha256": digest}) + "\n"
+        )
+    (directory / "aux-00100.bin").rename(DEMO / "late-00100.bin")
+    shutil.copy(directory / "aux-00900.bin", DEMO / "sound-00900.bin")
+    with (directory / "aux-00900.bin").open("r+b") as file:
+        file.write(b"flipped!")
+    lines[1199] = '{"source": "file:///etc/passwd"}\n'
+    lines[1499] = lines[1499].replace('"size": 4096', '"size": 4095')
+    (DEMO / "manifest.ndjson").write_text("".join(lines))
+
+
+def worker_pid() -> int:
+    """The process that runs the jobs, as the newest line of the log about it says."""
+    log = (DEMO / "service.log").read_text().splitlines()
+    begun = [json.loads(line) for line in log if '"the worker begins"' in line]
+    return int(begun[-1]["pid"])
 
 
 def start() -> subprocess.Popen[bytes]:
@@ -177,6 +237,8 @@ def tour(data: Path | None) -> None:
         check=False,
     )
 
+    bulk()
+
     say("List, with filters")
     run("storage-manager ls")
     run(f"curl -s {header} '{url}/v1/products?mission=S5P&limit=1' | head -c 300; echo")
@@ -187,6 +249,25 @@ def tour(data: Path | None) -> None:
     run(
         f"storage-manager --quiet get {safe[0]} --output out && diff -r inbox/{safe[0]} out/{safe[0]} && echo same"
     )
+
+    say("A processor's day: two inputs as paths, an output stored as prosEO does, and handed out")
+    run(
+        f"storage-manager stage --seconds 600 {single[0]} {single[1]} > paths 2> lease; cat paths lease"
+    )
+    run("cat $(cat paths) | sha256sum > inbox/output.txt && cat inbox/output.txt")
+    base, output = f"{url}/proseo/storage-mgr/v1", f"{inbox}/output.txt"
+    run(
+        f"curl -s -u UTM-wrapper:demonstration -X PUT '{base}/productfiles?pathInfo={output}"
+        "&productId=815&fileSize=0' | tee stored; echo"
+    )
+    claims = {"sub": "output.txt", "exp": int(time.time()) + 60}
+    key = (PROSEO_SECRET + " " * 16).encode()[:32].ljust(32, b"\0")
+    (DEMO / "link-token").write_text(jwt.encode(claims, key, algorithm="HS256"))
+    run(
+        'curl -s --get --data-urlencode "pathInfo=$(grep -o \'"filePath":"[^"]*\' stored | cut -c13-)" '
+        f"--data-urlencode token@link-token {base}/products/download"
+    )
+    run("storage-manager stage --release $(cut -d' ' -f2 lease)")
 
     say("Remove: a tombstone stays, saying who, when and why")
     run(f"storage-manager rm {single[1]} --cause 'demonstration'")
@@ -200,6 +281,31 @@ def tour(data: Path | None) -> None:
     run(f"curl -s http://127.0.0.1:{METRICS_PORT}/metrics | grep requests_total | head -5")
 
 
+def bulk() -> None:
+    """Many products at once: a worker that dies, bad items, their retry, the same again."""
+    say(f"Bulk: {BULK:,} products by a manifest; four items are bad")
+    run("wc -l manifest.ndjson && head -1 manifest.ndjson")
+    job = json.loads(run("storage-manager --json import manifest.ndjson --detach"))["id"]
+    for _ in range(600):
+        shown = json.loads(output(f"storage-manager --json jobs show {job}"))
+        if shown["done"] >= BULK // 4:
+            break
+        time.sleep(0.1)
+    say("... its worker is killed in the midst; another one begins, and goes on with the job")
+    run(f"kill -9 {worker_pid()} && storage-manager jobs show {job}")
+    run(f"storage-manager jobs watch {job}", check=False)
+    say(
+        "... two of the sources are mended and the failed items tried again; what is done stays done"
+    )
+    run("mv late-00100.bin bulk/aux-00100.bin && cp sound-00900.bin bulk/aux-00900.bin")
+    run(f"storage-manager jobs retry {job}", check=False)
+    say("... the same manifest again: nothing is sent and nothing written")
+    run("storage-manager import manifest.ndjson", check=False)
+    say("... and what a filter finds is removed, after a look")
+    run("storage-manager rm --filter name_prefix=aux-0010 --dry-run")
+    run("storage-manager rm --filter name_prefix=aux- --cause 'end of the demonstration'")
+
+
 def main() -> None:
     """Set up, serve, tour, and end or go on."""
     data = Path(os.environ["DATA"]).resolve() if os.environ.get("DATA") else None
@@ -211,6 +317,7 @@ def main() -> None:
     run("cat settings.toml")
     run("storage-manager token --new-key keys")
     run("storage-manager token --subject demo --scope admin --hours 24 > token && chmod 600 token")
+    run("echo demonstration | storage-manager proseo-caller UTM-wrapper --scope ingest > callers")
     process = start()
     try:
         tour(data)

@@ -16,10 +16,10 @@ NEEDS = {
     "curl (resuming retrieval)": shutil.which("curl") is not None,
     "openssl (https sources)": shutil.which("openssl") is not None,
     "root (small file systems for full disks)": os.geteuid() == 0,
-    "root, Maven and a JDK (the local facility with real Alluxio)": os.geteuid() == 0
-    and all(map(shutil.which, ("mvn", "javac", "ssh"))),
+    "root, Maven, a JDK, wget and aria2 (the local facility with real Alluxio)": os.geteuid() == 0
+    and all(map(shutil.which, ("mvn", "javac", "ssh", "wget", "aria2c"))),
 }
-INSTALL = "apt-get install postgresql curl openssl maven openjdk-17-jdk-headless openssh-client; run as root"
+INSTALL = "apt-get install postgresql curl openssl maven openjdk-17-jdk-headless openssh-client wget aria2; run as root"
 
 
 def main() -> int:

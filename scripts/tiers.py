@@ -1,8 +1,8 @@
 """Runs the test tiers and says what each took.  Called by `make test`.
 
 The local facility mostly waits, so the other tiers run beside it, at a low priority and one after
-another, two of their files at once; their output comes when they end.  With paths as arguments only
-those are run, as one tier.
+another, two of their files at once; their output comes when they end.  The last of them are facilities
+on hosts of their own.  With paths as arguments only those are run, as one tier.
 """
 
 from __future__ import annotations
@@ -14,11 +14,17 @@ import threading
 import time
 
 TWO_AT_ONCE = ("-n", "2", "--dist", "loadfile")
-FACILITY = {"facility": ("tests/facility",)}
+#: With what its tests print of themselves: reads, failures and seconds of each fault.
+TELLING = ("-rP", "--durations=30")
+FACILITY = {"facility": ("tests/facility", "--ignore", "tests/facility/apart", *TELLING)}
 BESIDE = {
     "unit and contract": ("tests/unit", "tests/contract", *TWO_AT_ONCE),
-    "service, faults, campaign": ("tests/api", "tests/faults", "tests/campaign", *TWO_AT_ONCE),
+    "service, jobs, proseo, faults": (
+        *("tests/api", "tests/jobs", "tests/proseo", "tests/faults", "tests/campaign"),
+        *TWO_AT_ONCE,
+    ),
     "terraform": ("tests/terraform", *TWO_AT_ONCE),
+    "facilities apart": ("tests/facility/apart", *TELLING),
 }
 #: So much less than the facility, whose tests count what clients are refused.
 _NICE = 15

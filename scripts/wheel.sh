@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # wheel.sh DIRECTORY: builds the wheel of this tree unless it was built before; its last line is
-# DIRECTORY/<digest of what went in>/<wheel>.  Called by the role admin_api.
+# DIRECTORY/<digest of what went in>/<wheel>.  Called by the role admin_api, with the PYTHON that runs Ansible.
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 cd "$top"
@@ -12,7 +12,7 @@ if ! compgen -G "$target/*.whl" >/dev/null; then
     copy=$(mktemp -d)
     trap 'rm -rf "$copy"' EXIT
     cp -r admin_api pyproject.toml README.md "$copy"
-    python3 -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$copy/wheel" "$copy"
+    "${PYTHON:-python3}" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$copy/wheel" "$copy"
     mkdir -p "$target"
     mv "$copy"/wheel/*.whl "$target"
     echo made

@@ -20,6 +20,7 @@ from admin_api.settings import AlluxioBackend, AlluxioNode, S3Backend
 from admin_api.storage.alluxio import AlluxioStorage
 from admin_api.storage.base import Storage, put_bytes
 from admin_api.storage.s3 import S3Storage
+from admin_api.storage.untold import Untold
 
 # The contract suite, unchanged, over the fixture below.
 from tests.contract.test_storage import (  # noqa: F401 - collected here by pytest
@@ -83,7 +84,7 @@ def storage(facility: Facility, tmp_path_factory: pytest.TempPathFactory) -> Ite
         ],
         link_key_file=key_file,
     )
-    store = AlluxioStorage(settings, S3Storage(understore))
+    store = AlluxioStorage(settings, S3Storage(understore), Untold(directory / "untold"))
     wait_until(
         lambda: store.cluster.reaches(f"http://127.0.0.1:{ports['node1', 39999]}"), 10, "ssh"
     )
@@ -158,16 +159,27 @@ def test_a_removed_object_is_neither_served_from_the_cache_nor_waited_for(
         assert time.monotonic() - begun < 10, "a reader was kept waiting"
 
 
-def test_nothing_is_lost_when_the_cluster_cannot_be_told(storage: Storage) -> None:
+def test_nothing_is_lost_when_the_cluster_cannot_be_told_and_it_is_told_later(
+    facility: Facility, storage: AlluxioStorage, tmp_path: Path
+) -> None:
     nowhere = "http://127.0.0.1:9"
     node = AlluxioNode(name="n", proxy=nowhere, balancer=nowhere, health=nowhere)
     deaf = storage._settings.model_copy(update={"nodes": [node]})
-    store = AlluxioStorage(deaf, storage.understore)
+    untold = Untold(tmp_path / "untold")
+    store = AlluxioStorage(deaf, storage.understore, untold)
     key = f"a/deaf/{time.time_ns()}"
     put_bytes(store, key, b"kept")
     assert b"".join(store.open(key)) == b"kept"
     assert store.link(key, 60, "x") is None
+    hearing = AlluxioStorage(storage._settings, storage.understore, untold)
+    assert hearing.tell_again() == 1
+    assert fetched(facility, storage, key) == (200, b"kept")
     store.delete(key)
+    assert fetched(facility, storage, key)[0] == 200, "cached: nobody has told the cluster"
+    assert store.tell_again() == 0
+    assert hearing.tell_again() == 1
+    assert fetched(facility, storage, key)[0] == 404
+    assert list(untold) == []
 
 
 # -- replacing, removing and ingesting again while others read -------------------------------------
@@ -460,15 +472,17 @@ def test_a_product_can_be_warmed_pinned_and_freed(facility: Facility) -> None:
 def test_nodes_and_storage_tell_of_every_node_and_tier(facility: Facility) -> None:
     nodes = {node["name"]: node for node in facility.json("GET", "/v1/nodes")["nodes"]}
     assert set(nodes) >= set(NODES)
-    for node in nodes.values():
+    # The second has a second volume, with a quota of its own.
+    ssd = {name: (3 if name == "node2" else 2) << 30 for name in nodes}
+    for name, node in nodes.items():
         assert (node["worker"], node["proxy"], node["balancer"]) == ("active", "up", "up")
         sizes = {tier["name"]: tier["total"] for tier in node["tiers"]}
-        assert sizes == {"MEM": 256 << 20, "SSD": 2 << 30}
+        assert sizes == {"MEM": 256 << 20, "SSD": ssd[name]}
     storage = facility.json("GET", "/v1/storage")
     assert storage["profile"] == "alluxio"
     assert storage["mounts"][0]["uri"].startswith("alluxio://control:19998/")
     totals = {tier["name"]: tier["total"] for tier in storage["tiers"]}
-    assert totals == {"MEM": len(nodes) * (256 << 20), "SSD": len(nodes) * (2 << 30)}
+    assert totals == {"MEM": len(nodes) * (256 << 20), "SSD": sum(ssd.values())}
 
 
 def test_a_real_tree_goes_in_and_every_file_comes_out_by_link(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+import socket
 import subprocess
 
 import pytest
 
-from tests.support.local_facility import ADDRESSES, NODES, Facility, wait_until
+from tests.support.local_facility import ADDRESSES, NODES, ROOT, Facility, wait_until
 
 PORTS = [5432, 8080, 8404, 8443, 9090, 9100, 9180, 19200, 19998, 19999, 29999, 30000, 39999]
 #: From a node to another node, and from a node to the admin host.
-OPEN_BETWEEN_NODES = {8443, 29999, 39999}
+OPEN_BETWEEN_NODES = {8404, 8443, 29999, 39999}
 OPEN_TO_CONTROL = {8080, 19998}
 
 
@@ -40,6 +42,52 @@ def test_the_way_in_is_an_ordinary_user_with_sudo_and_root_is_refused(facility: 
             ["ssh", *config, f"root@{host}", "id"], capture_output=True, text=True
         )
         assert done.returncode == 255 and "Permission denied" in done.stderr
+
+
+def operators(facility: Facility, people: list[dict[str, str]]) -> str:
+    """Run the role of the operators' keys on a node; what it printed."""
+    playbook = facility.directory / "operators.yml"
+    role = {"role": str(ROOT / "roles/operators"), "operators_grace_seconds": 30}
+    play = {"hosts": "node1", "gather_facts": False, "roles": [role]}
+    playbook.write_text(json.dumps([play]))
+    return facility.playbook(
+        str(playbook), "-e", json.dumps({"operators_list": people}), check=False
+    )
+
+
+def test_keys_of_people_come_and_go_and_nobody_locks_the_running_operator_out(
+    facility: Facility,
+) -> None:
+    keys = "~admin/.ssh/authorized_keys"
+    before = facility.ssh("node1", f"cat {keys}")
+    ours = {"name": "me", "key": before.splitlines()[-1]}
+    hers = {"name": "her", "key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIH" + "e" * 42 + " laptop"}
+    assert "failed=0" in operators(facility, [hers])
+    assert facility.ssh("node1", f"cat {keys}").startswith(before), "a key of others was touched"
+    assert "storage-manager:her" in facility.ssh("node1", f"cat {keys}")
+    assert "changed=0" in operators(facility, [hers])
+    # Whoever is not listed any more goes, and so does who is listed as absent.
+    assert "failed=0" in operators(facility, [ours])
+    assert "storage-manager:her" not in facility.ssh("node1", f"cat {keys}")
+    said = " ".join(operators(facility, [hers, {**ours, "state": "absent"}]).split())
+    assert "with the keys of operators_list you could not log in any more" in said, said[-2000:]
+    wait_until(lambda: "storage-manager:me" in facility.ssh("node1", f"cat {keys}"), 60, "the key")
+    assert "storage-manager:her" not in facility.ssh("node1", f"cat {keys}")
+
+
+def test_ssh_to_the_hosts_passes_by_the_bastion_alone(facility: Facility) -> None:
+    def from_here(host: str) -> bool:
+        try:
+            socket.create_connection((ADDRESSES[host], 22), timeout=2).close()
+        except OSError:
+            return False
+        return True
+
+    reached = {host: from_here(host) for host in ("bastion", "control", *NODES)}
+    assert reached == {host: host == "bastion" for host in reached}
+    program = f"timeout 2 bash -c '</dev/tcp/{ADDRESSES['node2']}/22'"
+    assert facility.ssh("bastion", f"{program} && echo open", check=False) == "open"
+    assert facility.ssh("node1", f"{program} && echo open", check=False) == ""
 
 
 def test_a_node_reaches_what_it_needs_of_another_and_nothing_else(facility: Facility) -> None:
@@ -177,8 +225,6 @@ def test_metrics_and_errors_tell_no_secret(facility: Facility) -> None:
 
 
 def test_every_target_is_watched(facility: Facility) -> None:
-    import json
-
     def up() -> bool:
         text = facility.ssh(
             "control", f"curl -s http://{ADDRESSES['control']}:9090/api/v1/targets?state=active"
@@ -187,7 +233,8 @@ def test_every_target_is_watched(facility: Facility) -> None:
         down = [item["labels"] for item in targets if item["health"] != "up"]
         jobs = {item["labels"]["job"] for item in targets}
         assert jobs == {
-            "node", "balancer", "admin_api", "alluxio_master", "alluxio_worker", "alluxio_proxy"
+            "node", "balancer", "balancer_as_clients_see_it", "admin_api",
+                "alluxio_master", "alluxio_worker", "alluxio_proxy",
         }, jobs  # fmt: skip
         assert down == [], down
         return True

@@ -6,15 +6,14 @@ Used by ``tests/facility``, by ``bench`` and by ``scripts/facility_tour.py``.  I
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ import urllib3
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESSES = {
+    "bastion": "10.89.8.3",
     "s3": "10.89.8.5",
     "control": "10.89.8.10",
     "node1": "10.89.8.11",
@@ -34,15 +34,7 @@ ADDRESSES = {
 }
 NODES = ("node1", "node2", "node3")
 READY_SECONDS = 90.0
-_NOBODY_ID = 65534
-_NOBODY = [
-    f"--reuid={_NOBODY_ID}",
-    f"--regid={_NOBODY_ID}",
-    "--clear-groups",
-    "--inh-caps=-all,+dac_read_search",
-    "--ambient-caps=-all,+dac_read_search",
-    "--no-new-privs",
-]
+OPERATOR = ROOT / "local_hosts/operator.sh"
 
 
 class Facility:
@@ -103,60 +95,59 @@ class Facility:
     def power_on(self, host: str) -> None:
         subprocess.run(["podman", "start", host], check=True, capture_output=True)
 
-    def playbook(
-        self,
-        *arguments: str,
-        check: bool = True,
-        inventory: str = "local",
-        ordinary: bool = False,
-    ) -> str:
-        """Run ``ansible-playbook`` with the local inventory; what it printed.
-
-        Without any inventory if it is empty; as the user nobody, with nothing but a copy of the keys,
-        if ``ordinary``.
-        """
-        # Nobody has sudo on the control side: what is delegated to it runs as who called.
-        folder = self.directory / "control-side"
-        folder.mkdir(exist_ok=True)
-        (folder / "sudo").write_text("#!/bin/sh\necho 'no sudo on the control host' >&2; exit 1\n")
-        (folder / "sudo").chmod(0o755)
-        command = [str(Path(sys.executable).parent / "ansible-playbook")]
-        command += ["-i", f"inventory/{inventory}"] if inventory else []
-        environment = {
-            **os.environ,
-            "LOCAL_HOSTS": str(self.directory),
-            "ANSIBLE_NOCOLOR": "1",
-            "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
-        }
-        with tempfile.TemporaryDirectory() as home:
-            if ordinary:
-                environment |= {"HOME": home, "LOCAL_HOSTS": self._lent_to_nobody(Path(home))}
-                # Users who are somebody have a home directory.
-                environment["ANSIBLE_REMOTE_TMP"] = "/tmp/ansible-of-nobody"
-                # It may read what the tests' own user may, wherever the checkout is.
-                command = ["setpriv", *_NOBODY, *command]
-            done = subprocess.run(
-                [*command, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment
+    def reboot(self, *hosts: str) -> None:
+        """Stop every unit of these hosts and boot them, side by side; until they are up."""
+        running = [
+            subprocess.Popen(
+                ["podman", "restart", "--time", "90", host],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
             )
+            for host in hosts
+        ]
+        for process in running:
+            _, said = process.communicate(timeout=180)
+            assert process.returncode == 0, said
+        for host in hosts:
+
+            def up(host: str = host) -> bool:
+                command = ["podman", "exec", host, "systemctl", "is-system-running"]
+                done = subprocess.run(command, capture_output=True, text=True)
+                return done.stdout.strip() == "running"
+
+            wait_until(up, 120, f"{host} to be up again, all units well")
+
+    def playbook(self, *arguments: str, check: bool = True, inventory: str = "local") -> str:
+        """Run ``ansible-playbook`` as the operator, who is not root; what it printed.
+
+        With the local inventory, or without any if ``inventory`` is empty.
+        """
+        command = [str(OPERATOR), str(Path(sys.executable).parent / "ansible-playbook")]
+        command += ["-i", f"inventory/{inventory}"] if inventory else []
+        environment = {**os.environ, "LOCAL_HOSTS": str(self.directory), "ANSIBLE_NOCOLOR": "1"}
+        done = subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment
+        )
         if check and done.returncode != 0:
             raise AssertionError(done.stdout[-6000:] + done.stderr[-2000:])
         return done.stdout
 
-    def _lent_to_nobody(self, home: Path) -> str:
-        """A directory of the user nobody with what reaching the hosts needs."""
-        lent = home / "hosts"
-        lent.mkdir()
-        for name in ("id", "s3_access_key", "s3_secret_key"):
-            (lent / name).write_text((self.directory / name).read_text())
-        config = (self.directory / "ssh_config").read_text()
-        (lent / "ssh_config").write_text(config.replace(str(self.directory), str(lent)))
-        # The wheel that the facility was built with; a build of its own is not what is tried.
-        cache = Path(".cache/storage-manager/wheels")
-        shutil.copytree(Path.home() / cache, home / cache)
-        for path in (home, *home.rglob("*")):
-            path.chmod(0o700 if path.is_dir() else 0o600)
-            os.chown(path, _NOBODY_ID, _NOBODY_ID)
-        return str(lent)
+    def inventory(self, name: str, groups: dict[str, Iterable[str]]) -> Path:
+        """An inventory with these hosts in these groups, reached and set as the local one's are."""
+        folder = self.directory / name
+        folder.mkdir(exist_ok=True)
+        for shared in ("connection.yml", "group_vars"):
+            if not (folder / shared).exists():
+                (folder / shared).symlink_to(ROOT / "inventory/local" / shared)
+        children = {group: {"hosts": dict.fromkeys(hosts)} for group, hosts in groups.items()}
+        (folder / "hosts.yml").write_text(json.dumps({"all": {"children": children}}))
+        return folder
+
+    @property
+    def home(self) -> Path:
+        """The operator's home: the only place that playbooks write to on the control side."""
+        return self.directory / "operator"
 
     # -- clients -----------------------------------------------------------------------------
     @property
@@ -190,6 +181,11 @@ class Facility:
                 f" --subject {subject}{options}",
             )
         return self._tokens[key]
+
+    def forget_tokens(self) -> None:
+        """Their key is gone: new ones are made when they are needed; and trust the new authority."""
+        self._tokens.clear()
+        self._pool = None
 
     @property
     def operator(self) -> str:
@@ -297,6 +293,16 @@ class Facility:
             return up >= set(nodes) and answers == [200] * len(nodes)
 
         wait_until(ready, seconds, f"{', '.join(nodes)} to be up")
+
+
+@contextmanager
+def ground(what: str, alone: bool = False) -> Iterator[None]:
+    """Keep what several test runs stand upon (the hosts, the origin) as it is, or have it to oneself."""
+    folder = ROOT / ".facility"
+    folder.mkdir(exist_ok=True)
+    with (folder / f"{what}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
 
 
 def wait_until(condition: Callable[[], object], seconds: float, what: str) -> float:

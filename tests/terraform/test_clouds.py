@@ -216,7 +216,7 @@ def test_the_real_provider_of_aws_makes_grows_replaces_and_unmakes_a_facility(
     environment.plan()
     made = environment.apply()
     first = made["nodes"]["value"]
-    assert inventory.inventory(made)["all"]["vars"]["facility_s3_keyless"] is True
+    assert inventory.inventory(made)["all"]["vars"]["facility_s3_instance_profile"] is True
     assert kinds(environment.plan()) == {}, "a second plan would change something"
 
     environment.nodes("node1", "node2")
@@ -447,7 +447,7 @@ def test_aws_opens_the_bucket_to_the_nodes_without_keys_and_ends_no_control_host
     environment.nodes("node1")
     environment.plan()
     made = environment.apply()
-    assert inventory.inventory(made)["all"]["vars"]["facility_s3_keyless"] is True
+    assert inventory.inventory(made)["all"]["vars"]["facility_s3_instance_profile"] is True
     iam = client(moto, "iam")
     policy = iam.get_role_policy(RoleName="storage-node", PolicyName="bucket")["PolicyDocument"]
     opened = {item for statement in policy["Statement"] for item in [statement["Resource"]]}

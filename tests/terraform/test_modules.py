@@ -120,9 +120,23 @@ def test_the_inventory_has_the_groups_of_site_yml_with_volumes_and_tiers() -> No
     assert "ssd_volumes_list" not in found["_meta"]["hostvars"]["control"]
 
 
+def test_every_ssd_volume_of_a_node_is_used_with_a_part_of_the_tier() -> None:
+    given = outputs()
+    given["nodes"]["value"]["node1"]["volumes"] = {
+        "ssd1": {"id": "b", "purpose": "ssd", "size_gib": 100, "path": "/dev/disk/by-id/b"},
+        "ssd0": {"id": "a", "purpose": "ssd", "size_gib": 250, "path": "/dev/disk/by-id/a"},
+    }
+    assert inventory.inventory(given)["_meta"]["hostvars"]["node1"]["ssd_volumes_list"] == [
+        {"device": "/dev/disk/by-id/a", "path": "/srv/ssd", "size": "230GB"},
+        {"device": "/dev/disk/by-id/b", "path": "/srv/ssd2", "size": "92GB"},
+    ]
+
+
 def test_the_inventory_tells_where_journal_and_data_lie_and_whether_keys_are_needed() -> None:
     given = outputs()
-    assert "facility_s3_keyless" not in inventory.inventory(given).get("all", {}).get("vars", {})
+    assert "facility_s3_instance_profile" not in inventory.inventory(given).get("all", {}).get(
+        "vars", {}
+    )
     given["facility"]["value"]["keyless"] = True
     given["nodes"]["value"]["control"]["volumes"] = {
         f"{purpose}0": {
@@ -138,7 +152,7 @@ def test_the_inventory_tells_where_journal_and_data_lie_and_whether_keys_are_nee
     assert control["facility_journal_device"] == "/dev/journal"
     assert control["facility_data_device"] == "/dev/data"
     assert "ssd_volumes_list" not in control
-    assert found["all"]["vars"]["facility_s3_keyless"] is True
+    assert found["all"]["vars"]["facility_s3_instance_profile"] is True
 
 
 def test_the_inventory_goes_through_the_bastion_and_opens_what_the_cloud_opens() -> None:

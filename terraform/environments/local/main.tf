@@ -27,12 +27,12 @@ module "layout" {
   } }
 }
 
-# The S3 server that stands for the facility's bucket is a host like the others, but no node.
+# The bastion and the S3 server that stands for the facility's bucket are hosts, but no nodes.
 resource "terraform_data" "s3" {
   input = "${local.top}/local_hosts/hosts.py --directory ${local.directory}"
 
   provisioner "local-exec" {
-    command = "${self.input} up s3"
+    command = "${self.input} up bastion s3"
   }
   # It goes last and takes with it what all of them shared.
   provisioner "local-exec" {

@@ -5,5 +5,9 @@ output "nodes" {
 
 output "facility" {
   description = "What Ansible needs to know of the facility as a whole."
-  value       = { environment = "local", ssh_user = "admin" }
+  value = {
+    environment = "local"
+    ssh_user    = "admin"
+    bastion     = { address = "10.89.8.3", user = "admin" }
+  }
 }
