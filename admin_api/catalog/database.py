@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -48,6 +49,8 @@ class Catalog:
     def __init__(self, settings: CatalogSettings) -> None:
         """Prepare the engine; nothing is connected yet."""
         self._url = _url(settings)
+        self._writing = threading.Lock()
+        self._busy_seconds = settings.busy_seconds
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
         options: dict[str, Any] = {"pool_size": settings.pool_size, "max_overflow": 20}
         if self.is_sqlite:
@@ -61,10 +64,23 @@ class Catalog:
                 "pool_timeout": settings.busy_seconds,
                 "connect_args": {
                     "connect_timeout": 5,
-                    "options": f"-c lock_timeout={int(settings.busy_seconds * 1000)}",
+                    # A server that is gone without a word is noticed; without these a thread
+                    # would wait for a quarter of an hour.
+                    "keepalives": 1,
+                    "keepalives_idle": 5,
+                    "keepalives_interval": 2,
+                    "keepalives_count": 3,
+                    "tcp_user_timeout": 10_000,
+                    # Who stands still in a transaction (a frozen process) is ended by the server
+                    # while those whom it holds up still wait.
+                    "options": f"-c lock_timeout={int(settings.busy_seconds * 1000)} "
+                    "-c idle_in_transaction_session_timeout="
+                    f"{int(settings.busy_seconds * 1000 / 3)}",
                 },
             }
         self._engine = create_engine(self._url, **options)
+        if settings.password_file and not self.is_sqlite:
+            _connect_with(self._engine, settings.password_file)
         self._file: _File | None = None
         if self.is_sqlite:
             _prepare_sqlite(self._engine)
@@ -87,9 +103,30 @@ class Catalog:
         IntegrityError is passed on: the callers know what a clash means.
         """
         self._same_file()
-        with _translated(), Session(self._writer, expire_on_commit=False) as session:
-            with session.begin():
-                yield session
+        with (
+            self._turn(),
+            _translated(),
+            Session(self._writer, expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            yield session
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The turn of one writer of this process, in SQLite.
+
+        Of those who wait in SQLite itself each sleeps for a while and tries again, so that the
+        database stands idle between them.
+        """
+        if not self.is_sqlite:
+            yield
+            return
+        if not self._writing.acquire(timeout=self._busy_seconds):
+            raise CatalogUnavailable("The catalog database is being written; try again.")
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     def ping(self) -> None:
         """Return if the database answers and has our tables; raises CatalogUnavailable."""
@@ -138,14 +175,35 @@ def _url(settings: CatalogSettings) -> URL:
     if backend != "postgresql":
         raise ConfigurationError(f"catalog.url names {backend!r}; sqlite or postgresql are known.")
     if settings.password_file:
-        try:
-            password = settings.password_file.read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ConfigurationError(
-                f"Cannot read catalog.password_file {settings.password_file}: {error.strerror}."
-            ) from error
-        url = url.set(password=password)
+        _passwords(settings.password_file)  # said at the start if there is none
     return url.set(drivername="postgresql+psycopg")
+
+
+def _passwords(path: Path) -> list[str]:
+    try:
+        found = path.read_text(encoding="utf-8").split()
+    except OSError as error:
+        raise ConfigurationError(
+            f"Cannot read catalog.password_file {path}: {error.strerror}."
+        ) from error
+    if not found:
+        raise ConfigurationError(f"catalog.password_file {path} is empty.")
+    return found
+
+
+def _connect_with(engine: Engine, path: Path) -> None:
+    """Every new connection reads the password anew, so that it can change while we run.
+
+    For a moment of its change nobody knows which one the database takes: the file has both then.
+    """
+
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: Any, _record: Any, _args: Any, options: dict[str, Any]) -> Any:
+        *others, last = _passwords(path)
+        for password in others:
+            with contextlib.suppress(dialect.loaded_dbapi.OperationalError):
+                return dialect.connect(**(options | {"password": password}))
+        return dialect.connect(**(options | {"password": last}))
 
 
 class _File:

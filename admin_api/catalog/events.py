@@ -21,7 +21,7 @@ from admin_api.catalog.models import Event
 
 #: The digest that the first event names as its predecessor's.
 ROOT = "0" * 64
-#: Serialises writers of the chain in PostgreSQL (any number, but always this).
+#: Serialises writers of the chain and of ``usage.py`` in PostgreSQL (any number, but always this).
 _CHAIN_LOCK = 7_237_602
 
 
@@ -51,8 +51,7 @@ def append(session: Session, actor: Actor, happenings: Iterable[Happening]) -> N
     todo = list(happenings)
     if not todo:
         return
-    if session.get_bind().dialect.name == "postgresql":
-        session.execute(text(f"SELECT pg_advisory_xact_lock({_CHAIN_LOCK})"))
+    lock(session)
     last = session.execute(
         select(Event.number, Event.digest, clock.now()).order_by(Event.number.desc()).limit(1)
     ).first()
@@ -63,6 +62,12 @@ def append(session: Session, actor: Actor, happenings: Iterable[Happening]) -> N
         previous = row["digest"]
         rows.append(row)
     session.execute(insert(Event), rows)
+
+
+def lock(session: Session) -> None:
+    """Let one transaction at a time write events and sums (in SQLite all writers take turns)."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text(f"SELECT pg_advisory_xact_lock({_CHAIN_LOCK})"))
 
 
 def _row(

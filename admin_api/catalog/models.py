@@ -47,6 +47,34 @@ class Base(DeclarativeBase):
     """The tables' registry."""
 
 
+class JobState:
+    """The states of a job: items are still told, all are told, all have ended."""
+
+    RECEIVING = "receiving"
+    RUNNING = "running"
+    DONE = "done"
+    CANCELLED = "cancelled"
+
+
+class ChunkState:
+    """The states of a chunk of a job's items."""
+
+    QUEUED = "queued"
+    #: Under a lease: by whom, and since when there was no sign of life, is in the row.
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class ItemState:
+    """What can have become of an item; every one but ``queued`` is final."""
+
+    QUEUED = "queued"
+    DONE = "done"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
 class State:
     """The states of a product's generation; they move downwards in this list only."""
 
@@ -56,6 +84,16 @@ class State:
     AVAILABLE = "available"
     REMOVING = "removing"
     REMOVED = "removed"
+
+
+def _where(name: str, condition: str, *columns: str) -> Index:
+    """An index of the rows that meet ``condition`` only."""
+    return Index(name, *columns, sqlite_where=text(condition), postgresql_where=text(condition))
+
+
+def _shown(name: str, *columns: str) -> Index:
+    """An index of the products that exist or existed: attempts are never listed."""
+    return _where(name, "available_at IS NOT NULL", *columns)
 
 
 class Product(Base):
@@ -99,6 +137,8 @@ class Product(Base):
     #: Number of the newest statement that is known to be in the store; behind ``number`` while a
     #: change that the catalog has decided is not recorded yet.
     recorded: Mapped[int] = mapped_column(default=0)
+    #: Until then somebody works with it under a lease (the last of the ``Lease`` rows).
+    leased_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
     #: The attempt whose commit replaces this generation right now.
     successor: Mapped[int | None] = mapped_column(BigInteger)
 
@@ -118,9 +158,20 @@ class Product(Base):
             sqlite_where=text("state = 'committing'"),
             postgresql_where=text("state = 'committing'"),
         ),
-        # Listings with filters, and the sums of /v1/storage from the index alone.
-        Index("product_listing", "state", "mission", "product_type", "pk", "size", "file_count"),
-        Index("product_sensing", "state", "sensing_start"),
+        # The walks of ``queries.py``: of everything, of a mission, of a mission's type.
+        _shown("product_by_creation", "state", "available_at", "pk"),
+        _shown("product_by_mission", "state", "mission", "available_at", "pk"),
+        _shown("product_by_type", "state", "mission", "product_type", "available_at", "pk"),
+        _shown("product_by_name", "state", "name", "generation"),
+        _shown("product_by_sensing", "state", "sensing_start", "pk"),
+        _shown("product_by_mission_sensing", "state", "mission", "sensing_start", "pk"),
+        _shown(
+            "product_by_type_sensing", "state", "mission", "product_type", "sensing_start", "pk"
+        ),
+        # What housekeeping looks for; hardly any row is in these.
+        _where("product_failed", "available_at IS NULL", "state", "touched_at"),
+        _where("product_unrecorded", "recorded < number", "state", "touched_at"),
+        _where("product_successor", "successor IS NOT NULL", "successor"),
         Index("product_retention", "state", "retention_until"),
         Index("product_touched", "state", "touched_at"),
         Index("product_directory", "directory"),
@@ -154,6 +205,24 @@ class Forgotten(Base):
     generation: Mapped[int]
 
 
+class Usage(Base):
+    """What is available of a mission and type ('' where unknown), and how long it was sensed.
+
+    Kept by ``usage.py`` in the transaction of every transition.  A row stays when its last
+    product goes: removed products are listed by it.
+    """
+
+    __tablename__ = "usage"
+
+    mission: Mapped[str] = mapped_column(ByteText, primary_key=True)
+    product_type: Mapped[str] = mapped_column(ByteText, primary_key=True)
+    products: Mapped[int] = mapped_column(BigInteger)
+    files: Mapped[int] = mapped_column(BigInteger)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    #: No product of these, be it removed by now, was sensed for longer.
+    longest_seconds: Mapped[int] = mapped_column(BigInteger)
+
+
 class FileClaim(Base):
     """A file of an upload session that a request is receiving right now; one request per path."""
 
@@ -165,6 +234,37 @@ class FileClaim(Base):
     path: Mapped[str] = mapped_column(ByteText, primary_key=True)
     owner: Mapped[str] = mapped_column(Text, index=True)
     touched_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Resumable(Base):
+    """A file of an upload session that is sent in pieces, until it is whole."""
+
+    __tablename__ = "resumable"
+
+    product_pk: Mapped[int] = mapped_column(
+        RowId, ForeignKey("product.pk", ondelete="CASCADE"), primary_key=True
+    )
+    path: Mapped[str] = mapped_column(ByteText, primary_key=True)
+    #: Bytes that it will have, and those that are durable.
+    length: Mapped[int] = mapped_column(BigInteger)
+    received: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str | None] = mapped_column(Text)
+    md5: Mapped[str | None] = mapped_column(Text)
+
+
+class Piece(Base):
+    """A piece of such a file: an object of its own, announced before it is written."""
+
+    __tablename__ = "piece"
+
+    product_pk: Mapped[int] = mapped_column(
+        RowId, ForeignKey("product.pk", ondelete="CASCADE"), primary_key=True
+    )
+    path: Mapped[str] = mapped_column(ByteText, primary_key=True)
+    start: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    key: Mapped[str] = mapped_column(ByteText, primary_key=True)
+    #: Bytes; None until it is durable.
+    size: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class Multipart(Base):
@@ -216,6 +316,44 @@ class Upload(Base):
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
 
 
+class Lease(Base):
+    """A promise that products stay, and what is staged of them, until it ends."""
+
+    __tablename__ = "lease"
+
+    id: Mapped[str] = mapped_column(ByteText, primary_key=True)
+    subject: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+
+
+class LeasedProduct(Base):
+    """A generation of a product that a lease is for."""
+
+    __tablename__ = "leased_product"
+
+    lease_id: Mapped[str] = mapped_column(
+        ByteText, ForeignKey("lease.id", ondelete="CASCADE"), primary_key=True
+    )
+    product_pk: Mapped[int] = mapped_column(
+        RowId, ForeignKey("product.pk", ondelete="CASCADE"), primary_key=True, index=True
+    )
+
+
+class LooseKey(Base):
+    """A key that may have bytes in the store and is no product's file: not yet, or no longer.
+
+    Written down before the bytes are (``owner`` shows signs of life while they come), and in the
+    transaction that takes a file from its product: nothing is left over by a crash in between.
+    """
+
+    __tablename__ = "loose_key"
+
+    key: Mapped[str] = mapped_column(ByteText, primary_key=True)
+    owner: Mapped[str] = mapped_column(Text, index=True)
+    touched_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+
+
 class Event(Base):
     """What happened, numbered without gaps and chained: audit and change feed in one."""
 
@@ -226,12 +364,17 @@ class Event(Base):
     kind: Mapped[str] = mapped_column(Text)
     subject: Mapped[str | None] = mapped_column(Text)
     request_id: Mapped[str | None] = mapped_column(Text)
-    product_id: Mapped[str | None] = mapped_column(ByteText, index=True)
+    product_id: Mapped[str | None] = mapped_column(ByteText)
     product_name: Mapped[str | None] = mapped_column(ByteText)
     mission: Mapped[str | None] = mapped_column(ByteText)
     detail: Mapped[dict[str, Any]] = mapped_column(JSON)
     previous: Mapped[str] = mapped_column(Text)
     digest: Mapped[str] = mapped_column(Text)
+
+    __table_args__ = (
+        Index("event_product", "product_id", "number"),
+        Index("event_mission", "mission", "number"),
+    )
 
 
 class Idempotency(Base):
@@ -247,3 +390,112 @@ class Idempotency(Base):
     status: Mapped[int | None]
     body: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     touched_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+
+
+class Job(Base):
+    """A bulk import or removal; its counts are kept in the transactions that change them."""
+
+    __tablename__ = "job"
+
+    pk: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(ByteText, unique=True)
+    #: ``import`` or ``removal``.
+    kind: Mapped[str] = mapped_column(ByteText)
+    state: Mapped[str] = mapped_column(ByteText)
+    paused: Mapped[bool] = mapped_column(default=False)
+    #: Asked to be cancelled; the state follows when the last item has ended.
+    cancelled: Mapped[bool] = mapped_column(default=False)
+    priority: Mapped[int] = mapped_column(default=0)
+    #: Items at once in the whole facility; None: as many as the workers take.
+    concurrency: Mapped[int | None]
+    subject: Mapped[str] = mapped_column(ByteText)
+    #: What the token of the request allowed: the items may no more.
+    scopes: Mapped[list[str]] = mapped_column(JSON)
+    missions: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    request_id: Mapped[str | None] = mapped_column(Text)
+    options: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    #: When a chunk of it was last taken: jobs of one priority take turns.
+    served_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    #: The request that still tells items, and its last sign of life.
+    owner: Mapped[str | None] = mapped_column(Text, index=True)
+    touched_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    #: Why not all items could be told: code and detail.
+    problem: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    #: Of failed items by code: how many, and the first ones.
+    errors: Mapped[dict[str, Any]] = mapped_column(JSON)
+    chunks: Mapped[int] = mapped_column(default=0)
+    #: Outcomes so far, those of earlier tries included: they are numbered by it.
+    sequence: Mapped[int] = mapped_column(BigInteger, default=0)
+    received: Mapped[int] = mapped_column(BigInteger, default=0)
+    open: Mapped[int] = mapped_column(BigInteger, default=0)
+    done: Mapped[int] = mapped_column(BigInteger, default=0)
+    skipped: Mapped[int] = mapped_column(BigInteger, default=0)
+    failed: Mapped[int] = mapped_column(BigInteger, default=0)
+    dropped: Mapped[int] = mapped_column(BigInteger, default=0)
+    #: Bytes of the items that are done, and those that were announced of all.
+    bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    expected_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+
+    __table_args__ = (
+        # Workers look here all the time; hardly any row is in it.
+        _where("job_active", "ended_at IS NULL", "priority", "served_at"),
+        Index("job_by_creation", "created_at", "pk"),
+        Index("job_by_subject", "subject", "created_at", "pk"),
+    )
+
+
+class Chunk(Base):
+    """Some items of a job, run together; ``scan``: a place to find items in, from ``place`` on."""
+
+    __tablename__ = "chunk"
+
+    job_pk: Mapped[int] = mapped_column(
+        RowId, ForeignKey("job.pk", ondelete="CASCADE"), primary_key=True
+    )
+    number: Mapped[int] = mapped_column(primary_key=True)
+    scan: Mapped[bool] = mapped_column(default=False)
+    place: Mapped[str | None] = mapped_column(ByteText)
+    state: Mapped[str] = mapped_column(ByteText)
+    #: Counts the leases; whatever a worker writes is guarded by its own.
+    epoch: Mapped[int] = mapped_column(default=0)
+    owner: Mapped[str | None] = mapped_column(Text, index=True)
+    touched_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    #: Leases since an item last ended: a chunk that only kills its workers is given up.
+    fruitless: Mapped[int] = mapped_column(default=0)
+    open: Mapped[int] = mapped_column(default=0)
+
+    __table_args__ = (Index("chunk_by_state", "job_pk", "state", "number"),)
+
+
+class Item(Base):
+    """One product to import or remove; ``number`` is its line in the manifest."""
+
+    __tablename__ = "item"
+
+    job_pk: Mapped[int] = mapped_column(
+        RowId, ForeignKey("job.pk", ondelete="CASCADE"), primary_key=True
+    )
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    chunk: Mapped[int]
+    state: Mapped[str] = mapped_column(ByteText)
+    #: What is asked for; None once it can be forgotten, or where a line told nothing.
+    wanted: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    #: How it is told to people: name, id or source without secrets.
+    label: Mapped[str] = mapped_column(Text)
+    #: Which outcome of the job it is; None while it is queued.
+    sequence: Mapped[int | None] = mapped_column(BigInteger)
+    result: Mapped[str | None] = mapped_column(Text)
+    code: Mapped[str | None] = mapped_column(Text)
+    detail: Mapped[str | None] = mapped_column(Text)
+    retryable: Mapped[bool | None]
+    product_id: Mapped[str | None] = mapped_column(ByteText)
+    bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    __table_args__ = (
+        Index("item_by_state", "job_pk", "state", "sequence", "number"),
+        Index("item_by_chunk", "job_pk", "chunk", "state"),
+    )

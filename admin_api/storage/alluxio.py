@@ -17,22 +17,31 @@ from datetime import datetime
 from typing import BinaryIO
 from urllib.parse import quote, unquote, urlsplit
 
-from admin_api.errors import ConfigurationError, Unavailable
-from admin_api.settings import AlluxioBackend
+import urllib3
+
+from admin_api import keyfiles
+from admin_api.errors import Unavailable
+from admin_api.settings import AlluxioBackend, AlluxioNode
 from admin_api.storage.alluxio_cluster import Cluster
 from admin_api.storage.base import Capacity, Stat, Storage
+from admin_api.storage.untold import Untold
 
 log = logging.getLogger(__name__)
 
 _PARALLEL = 8
+#: Longer than a proxy tries to find a worker, or the under-store.
+_READ_SECONDS = 25
+_READ = (200, 206)
+_REFUSED = 403
 
 
 class AlluxioStorage:
     """The ``Storage`` protocol over an under-store with Alluxio in front of it."""
 
-    def __init__(self, settings: AlluxioBackend, understore: Storage) -> None:
+    def __init__(self, settings: AlluxioBackend, understore: Storage, untold: Untold) -> None:
         """``understore`` is what the cluster has mounted at its root."""
         self._settings = settings
+        self._untold = untold
         self.understore = understore
         self.cluster = Cluster(settings)
 
@@ -92,7 +101,14 @@ class AlluxioStorage:
         node = next(self.cluster.nodes_by_preference(key), None)
         if node is None:
             return None
-        kid, secret = _signing_key(self._settings)
+        return self._link_at(node, key, seconds)
+
+    def _link_at(self, node: AlluxioNode, key: str, seconds: int) -> str | None:
+        # Read anew each time: it is rotated without a restart.
+        key_that_signs = keyfiles.signing(self._settings.link_key_file)
+        if key_that_signs is None:
+            return None
+        kid, secret = key_that_signs
         path = f"/dl/{node.name}/{quote(key, safe='/~-._')}"
         expires = int(time.time()) + seconds
         signed = f"GET\n{path}\n{expires}\n{kid}"
@@ -100,8 +116,66 @@ class AlluxioStorage:
         base = self._settings.public_url or node.balancer
         return f"{base.rstrip('/')}{path}?expires={expires}&kid={quote(kid)}&sig={signature}"
 
+    @property
+    def nodes(self) -> Sequence[AlluxioNode]:
+        """The nodes of the cluster, as configured."""
+        return self._settings.nodes
+
+    def read_through(self, node: AlluxioNode, key: str, size: int) -> None:
+        """Read the first ``size`` bytes through a node's balancer, proxy and worker, as a client.
+
+        Raises Unavailable with a sentence that says which of them is not well.
+        """
+        link = self._link_at(node, key, _READ_SECONDS * 2)
+        if link is None:
+            raise Unavailable("The balancers have no link key of this host: run site.yml.")
+        # Through this node's own balancer, whatever address is common to all.
+        url = node.balancer.rstrip("/") + link[link.index("/dl/") :]
+        own = self._settings.ca_file
+        trust = {"ca_certs": str(own)} if own else {"assert_hostname": False}
+        timeout = urllib3.Timeout(connect=3.0, read=_READ_SECONDS)
+        try:
+            with urllib3.PoolManager(timeout=timeout, retries=False, **trust) as pool:
+                answer = pool.request("GET", url, headers={"Range": f"bytes=0-{size - 1}"})
+        except urllib3.exceptions.SSLError as error:
+            raise Unavailable(f"Its balancer's certificate does not hold: {error}.") from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise Unavailable(f"Its balancer does not answer ({type(error).__name__}).") from error
+        if answer.status == _REFUSED:
+            raise Unavailable("Its balancer has other link keys: run site.yml.")
+        if answer.status not in _READ or len(answer.data) != size:
+            raise Unavailable(
+                f"A read through its proxy was answered {answer.status} with {len(answer.data)} "
+                f"bytes of {size}: look at alluxio-proxy and alluxio-worker there."
+            )
+        served = answer.headers.get("X-Served-By", node.name)
+        if served != node.name:
+            raise Unavailable(f"Its balancer had {served} serve it: look at alluxio-proxy there.")
+
+    def put_memory(self, size: int | None) -> int:
+        return self.understore.put_memory(size)
+
+    def read_memory(self) -> int:
+        return self.understore.read_memory()
+
     def reap(self, older_than: datetime) -> int:
+        self.tell_again()
         return self.understore.reap(older_than)
+
+    def tell_again(self) -> int:
+        """Have the cluster look at what it could not be told of; how many keys it knows now.
+
+        Ends at the first that fails: a cluster that is down is asked again at the next round.
+        """
+        told = 0
+        for key in self._untold:
+            try:
+                self.cluster.sync(key)
+            except Unavailable:
+                break
+            self._untold.drop(key)
+            told += 1
+        return told
 
     def _forget(self, keys: Sequence[str]) -> None:
         self._make_known(keys, self.cluster.forget)
@@ -111,13 +185,14 @@ class AlluxioStorage:
                 directory = directory.rpartition("/")[0]
 
     def _make_known(self, keys: Sequence[str], tell: Callable[[str], None]) -> None:
-        """Tell the cluster; what it cannot be told now it finds out itself at its next look."""
+        """Tell the cluster, now or (``tell_again``) later: it never looks by itself."""
         visible = [key for key in keys if not _hidden(key)]
 
         def attempt(key: str) -> None:
             try:
                 tell(key)
             except Unavailable as error:
+                self._untold.add(key)
                 log.warning("cluster not told", extra={"key": key, "problem": error.detail})
 
         if len(visible) == 1:
@@ -130,15 +205,3 @@ class AlluxioStorage:
 def _hidden(key: str) -> bool:
     """Records and temporary objects are nothing for readers of the cluster."""
     return key.startswith(".")
-
-
-def _signing_key(settings: AlluxioBackend) -> tuple[str, str]:
-    """The first ``kid key`` of the link key file, read anew: it is rotated without a restart."""
-    try:
-        lines = settings.link_key_file.read_text(encoding="utf-8").splitlines()
-        kid, secret = next(line.split() for line in lines if line.strip() and line[0] != "#")
-    except (OSError, ValueError, StopIteration) as error:
-        raise ConfigurationError(
-            f"The link key file {settings.link_key_file} holds no line `kid key`."
-        ) from error
-    return kid, secret

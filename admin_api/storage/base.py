@@ -102,6 +102,14 @@ class Storage(Protocol):
         """A signed link that lets anybody read the object for so long; None without links."""
         ...
 
+    def put_memory(self, size: int | None) -> int:
+        """Bytes of memory that a put of ``size`` bytes (None: not known) takes while it lasts."""
+        ...
+
+    def read_memory(self) -> int:
+        """Bytes of memory that reading an object takes while it lasts."""
+        ...
+
     def reap(self, older_than: datetime) -> int:
         """Remove temporary objects begun before; returns how many."""
         ...

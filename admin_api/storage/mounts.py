@@ -7,11 +7,13 @@ closed (``marker.py``).
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import heapq
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import BinaryIO
 
 from admin_api.errors import InvalidKey, InvalidRequest, NotFound
@@ -29,15 +31,18 @@ from admin_api.storage.marker import Expected, Gate
 from admin_api.storage.multipart import UploadJournal
 from admin_api.storage.posix import PosixStorage
 from admin_api.storage.s3 import S3Storage
+from admin_api.storage.untold import Untold
 
 
 def open_storage(
     settings: StorageSettings,
+    state_dir: Path,
     look: Callable[[Mounts, str], Expected],
     journal: Callable[[str], UploadJournal],
 ) -> Mounts:
     """The namespace that the settings describe, every gate closed until its first look.
 
+    Beneath ``state_dir`` is kept what clusters could not be told.
     ``look`` says of a mount's path what is expected there; it raises WrongStore if that is not
     what is there.  ``journal`` gives the journal of multipart uploads for a mount's path.
     """
@@ -51,19 +56,20 @@ def open_storage(
     for mount in settings.mounts:
         where = f"mount /{mount.path} ({_place(mount.backend)})"
         gates[mount.path] = Gate(where, partial(look_at, mount.path))
-        stores[mount.path] = _open(mount.backend, gates[mount.path], journal(mount.path))
+        untold = Untold(state_dir / "untold" / hashlib.sha256(mount.path.encode()).hexdigest()[:16])
+        stores[mount.path] = _open(mount.backend, gates[mount.path], journal(mount.path), untold)
     mounts = Mounts(stores, gates)
     return mounts
 
 
-def _open(backend: Backend, gate: Gate, journal: UploadJournal) -> Storage:
+def _open(backend: Backend, gate: Gate, journal: UploadJournal, untold: Untold) -> Storage:
     match backend:
         case PosixBackend():
             return PosixStorage(backend.root, gate)
         case S3Backend():
             return S3Storage(backend, journal)
         case AlluxioBackend():
-            return AlluxioStorage(backend, _open(backend.understore, gate, journal))
+            return AlluxioStorage(backend, _open(backend.understore, gate, journal, untold), untold)
 
 
 def _place(backend: Backend) -> str:
@@ -180,8 +186,7 @@ class Mounts:
         count = 0
         for path, group in itertools.groupby(map(self._resolve, keys), key=lambda item: item[0]):
             self._recheck(path)
-            items = list(group)
-            count += items[0][1].delete_many(inner for _, _, inner in items)
+            count += self.stores[path].delete_many(inner for _, _, inner in group)
         return count
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[Stat]:
@@ -234,6 +239,11 @@ class Mounts:
         _, store, inner = self._resolve(key)
         return store.uri(inner)
 
+    def place(self, key: str) -> str:
+        """The URI of the object in the store itself, beneath a cache that is in front of it."""
+        path, _, inner = self._resolve(key)
+        return self._beneath_cache(path).uri(inner)
+
     def key_of(self, uri: str) -> str | None:
         for path, store in self.stores.items():
             inner = store.key_of(uri)
@@ -268,6 +278,12 @@ class Mounts:
         if not isinstance(store, AlluxioStorage):
             raise InvalidRequest("The store of this product has no cache in front of it.")
         return store, inner
+
+    def put_memory(self, size: int | None) -> int:
+        return max(store.put_memory(size) for store in self.stores.values())
+
+    def read_memory(self) -> int:
+        return max(store.read_memory() for store in self.stores.values())
 
     def reap(self, older_than: datetime) -> int:
         reaped = 0

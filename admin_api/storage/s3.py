@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_READ = 4 * CHUNK
+_READ = 2 * CHUNK
 _CREDENTIALS_LIFE = timedelta(seconds=60)
 #: Keys in a page of a listing: as many as S3 gives at once.
 _LISTED = 1000
@@ -122,9 +122,7 @@ class S3Storage:
         with contextlib.suppress(NotFound):
             self.stat(key)
             raise AlreadyExists(f"The key {key!r} is written already.")
-        part_size = self._settings.part_size
-        if size_hint:
-            part_size = max(part_size, -(-size_hint // (MAX_PARTS - 1)))
+        part_size = self._part_size(size_hint)
         upload = MultipartUpload(
             self, self._admin, self._where(key), key, self._settings.concurrency
         )
@@ -328,6 +326,20 @@ class S3Storage:
             },
             ExpiresIn=seconds,
         )
+
+    def put_memory(self, size: int | None) -> int:
+        if size is not None and size <= self._settings.part_size:
+            return 2 * size + CHUNK  # in its chunks, and joined
+        # The parts on their way and the one that is filled, what was read to tell small objects
+        # from large ones, and a chunk that is received while the one before is digested.
+        parts = self._settings.concurrency + 2
+        return parts * self._part_size(size) + 3 * CHUNK
+
+    def read_memory(self) -> int:
+        return 2 * _READ
+
+    def _part_size(self, size: int | None) -> int:
+        return max(self._settings.part_size, -(-(size or 0) // (MAX_PARTS - 1)))
 
     def reap(self, older_than: datetime) -> int:
         """Nothing: uploads of others cannot be told from ours by their age.
