@@ -122,6 +122,10 @@ class Busy(StorageManagerError):
     code = "busy"
 
 
+class Replaced(Busy):
+    """A file has other bytes since it was found; whoever looks again finds them."""
+
+
 class IdempotencyConflict(StorageManagerError):
     """An Idempotency-Key that was used for another request."""
 
@@ -151,6 +155,12 @@ class SizeMismatch(StorageManagerError):
     """More or fewer bytes arrived than were announced."""
 
     code = "size_mismatch"
+
+
+class OffsetMismatch(StorageManagerError):
+    """A piece of a file that does not begin where the bytes that have arrived end."""
+
+    code = "offset_mismatch"
 
 
 class ManifestMismatch(StorageManagerError):
@@ -199,6 +209,18 @@ class Retained(StorageManagerError):
     """The product's retention date has not come; it is not removed."""
 
     code = "retained"
+
+
+class Leased(StorageManagerError):
+    """Somebody is working with the product under a lease; it is not removed."""
+
+    code = "leased"
+
+
+class StagingTimeout(StorageManagerError):
+    """A file was not in the staging cache within the time that the settings give."""
+
+    code = "staging_timeout"
 
 
 class CatalogUnavailable(StorageManagerError):

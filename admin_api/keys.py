@@ -13,8 +13,11 @@ MAX_KEY_BYTES = 900
 #: Uploads through an Alluxio proxy go beneath this, in a directory for each subject.
 INCOMING = "incoming"
 
+#: prosEO's job orders, unless its settings name another place.
+JOBORDERS = "joborders"
+
 # Parts of the namespace that are no products': the storage manager's, and Alluxio's own.
-RESERVED = {".products", ".tmp", ".probe", ".alluxio_s3_api_metadata", INCOMING}
+RESERVED = {".products", ".tmp", ".probe", ".alluxio_s3_api_metadata", INCOMING, JOBORDERS}
 
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f?\\\u2028\u2029]")
 

@@ -87,7 +87,13 @@ class AlluxioBackend(_Section):
     master_urls: list[str] = Field(min_length=1, description="URLs of the masters' web servers")
     nodes: list[AlluxioNode] = Field(min_length=1)
     link_key_file: Path = Field(
-        description="lines of 'kid key' that the balancers know; the first one signs links"
+        description="lines of 'kid key', the newest first; the first one that all balancers have "
+        "signs links (admin_api/keyfiles.py)"
+    )
+    ca_file: Path | None = Field(
+        default=None,
+        description="certificate of the balancers' authority, to try them as clients do; none: the "
+        "system's authorities, and any name",
     )
     public_url: str = Field(
         default="",
@@ -155,7 +161,11 @@ class CatalogSettings(_Section):
         default="",
         description="SQLAlchemy URL without a password; empty: SQLite in the state directory",
     )
-    password_file: Path | None = Field(default=None, description="file with the database password")
+    password_file: Path | None = Field(
+        default=None,
+        description="file with the database password, read at every connection; of several lines "
+        "the first one that the database takes counts: so it is changed without a restart",
+    )
     pool_size: int = Field(default=10, ge=1)
     busy_seconds: float = Field(default=30.0, gt=0, description="how long to wait for a lock")
 
@@ -172,7 +182,8 @@ class AuthSettings(_Section):
     """Who may."""
 
     key_file: Path = Field(
-        description="lines of 'kid key' (HS256, key of at least 32 bytes); the first one signs"
+        description="lines of 'kid key' (HS256, key of at least 32 bytes); the first one that all "
+        "balancers have signs (admin_api/keyfiles.py)"
     )
     issuer: str = "storage-manager"
     audience: str = "storage-manager"
@@ -225,6 +236,104 @@ class SourceSettings(_Section):
     )
 
 
+class StagingSettings(_Section):
+    """Files as paths, for processors that need one (``services/staging.py``)."""
+
+    directory: Path | None = Field(
+        default=None,
+        description="cache of files whose bytes lie in no directory, seen by the processors under "
+        "the same path; must be on a file system that keeps nanoseconds; none: only what lies in "
+        "a directory can be staged",
+    )
+    in_place: bool = Field(
+        default=True,
+        description="of what lies in a directory (posix mounts, file roots) hand out the path "
+        "itself; false: a copy in the cache, for processors that do not see the store",
+    )
+    max_bytes: int | None = Field(
+        default=None,
+        gt=0,
+        description="size of the cache; none: that of its file system",
+    )
+    high_percent: int = Field(
+        default=85, ge=1, le=100, description="fuller than this, the longest unused files go"
+    )
+    low_percent: int = Field(default=75, ge=0, le=100, description="until it is this full")
+    keep_seconds: float = Field(
+        default=600.0,
+        ge=0,
+        description="a file that was handed out is not evicted for so long, leased or not",
+    )
+    fills: int = Field(
+        default=4,
+        ge=1,
+        le=64,
+        description="files copied into the cache at once, by one process; each takes the reading "
+        "buffers of its store besides limits.payload_memory_bytes",
+    )
+    wait_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        description="how long a request waits for a file that another one is having copied, "
+        "counted from the beginning of the copy",
+    )
+    waiters: int = Field(
+        default=256, ge=1, le=4096, description="requests of one process that wait at once"
+    )
+    lease_seconds: int = Field(default=3600, ge=1, description="life of a lease that asks for none")
+    max_lease_seconds: int = Field(default=86400, ge=1, description="longest life of a lease")
+
+    @model_validator(mode="after")
+    def _watermarks_in_order(self) -> StagingSettings:
+        if self.low_percent >= self.high_percent:
+            raise ValueError("low_percent must be below high_percent")
+        return self
+
+
+class ProseoSettings(_Section):
+    """The wire contract of prosEO's storage manager, beneath ``/proseo/storage-mgr``."""
+
+    enabled: bool = Field(default=False, description="answer there at all")
+    mount: str = Field(default="", description="path of the mount that is prosEO's default storage")
+    accept: list[Literal["token", "basic", "certificate"]] = Field(
+        default=["token"],
+        description="how callers may say who they are; /products/download has its own tokens",
+    )
+    callers_file: Path | None = Field(
+        default=None,
+        description="lines 'NAME SECRET SCOPES [MISSIONS]' (docs/proseo.md): SECRET is what "
+        "`storage-manager proseo-caller` makes of a password, or 'certificate'",
+    )
+    certificate_header: str = Field(
+        default="X-SSL-Client-CN",
+        description="header with the common name of a client certificate that the proxy verified",
+    )
+    proxies: list[str] = Field(
+        default_factory=list,
+        description="addresses (CIDR) of the proxies whose certificate_header is believed",
+    )
+    secret_file: Path | None = Field(
+        default=None,
+        description="file with the secret of download tokens (proseo.storageManager.secret, the "
+        "same as the Ingestor's); none: no download token is accepted",
+    )
+    weak_secret: bool = Field(
+        default=False,
+        description="accept a secret of fewer than 16 characters, where the Ingestor's cannot be "
+        "changed yet",
+    )
+    joborder_prefix: str = Field(
+        default="joborders", description="job orders lie beneath this in the default storage"
+    )
+    moves: int = Field(
+        default=8,
+        ge=1,
+        le=256,
+        description="ingests and outputs of processors that one process takes in at once; others "
+        "wait, because these callers do not come again",
+    )
+
+
 class LimitSettings(_Section):
     """Bounds (promise I8)."""
 
@@ -247,6 +356,19 @@ class LimitSettings(_Section):
     )
     parallel_files: int = Field(
         default=8, ge=1, le=64, description="files of one product copied at once"
+    )
+    payload_memory_bytes: int = Field(
+        default=52 * MIB,
+        ge=16 * MIB,
+        description="payload that one process has in memory, of all that it does at once; who "
+        "finds no room is told to come again",
+    )
+    open_sources: int = Field(
+        default=32,
+        ge=4,
+        le=1024,
+        description="files that one process copies or checks by reference at once, of all "
+        "products; each has a thread",
     )
     transfer_idle_seconds: float = Field(
         default=60.0, gt=0, description="a body or download without a byte for so long ends"
@@ -300,6 +422,39 @@ class HousekeepingSettings(_Section):
         return min(max(grace, _SHORTEST_GRACE_SECONDS) / 4, 5.0)
 
 
+class JobSettings(_Section):
+    """Bulk jobs: how much of them a worker does at once."""
+
+    chunks: int = Field(
+        default=2, ge=0, le=32, description="chunks that one worker runs at once; 0: none"
+    )
+    parallel_items: int = Field(
+        default=16, ge=1, le=64, description="items of one chunk that are done at once"
+    )
+    chunk_items: int = Field(
+        default=250, ge=1, le=1000, description="items that are taken and given back together"
+    )
+    chunk_bytes: int = Field(
+        default=8 * GIB,
+        gt=0,
+        description="announced bytes after which a chunk has enough items; an item of which none "
+        "are announced counts as a hundredth of it",
+    )
+    max_line_bytes: int = Field(
+        default=MIB, ge=1024, le=64 * MIB, description="longest line of a manifest"
+    )
+    attempts: int = Field(
+        default=6,
+        ge=1,
+        le=20,
+        description="tries of an item that fails for what passes (a store that is away, a name "
+        "that somebody else is ingesting), with growing pauses",
+    )
+    keep_seconds: float = Field(
+        default=90 * 86400.0, gt=0, description="how long jobs that have ended can be looked at"
+    )
+
+
 class ServerSettings(_Section):
     """The HTTP server."""
 
@@ -308,7 +463,18 @@ class ServerSettings(_Section):
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=9180, ge=0, le=65535)
     processes: int = Field(default=1, ge=1, le=64)
-    threads: int = Field(default=32, ge=4, le=512)
+    threads: int = Field(
+        default=32,
+        ge=4,
+        le=512,
+        description="requests that one process serves at once; each class of them (control, "
+        "uploads, downloads, ingests) has an eighth for itself, and health needs none",
+    )
+    worker: bool = Field(
+        default=True,
+        description="run the worker (housekeeping, gauges) with the server; a facility has a unit "
+        "of its own for it",
+    )
     max_connections: int = Field(default=10_000, ge=100)
     header_seconds: float = Field(default=10.0, gt=0, description="time for a request's headers")
     idle_seconds: float = Field(default=15.0, gt=0, description="life of an idle connection")
@@ -328,7 +494,10 @@ class Settings(BaseSettings):
     catalog: CatalogSettings = CatalogSettings()
     sources: SourceSettings = SourceSettings()
     limits: LimitSettings = LimitSettings()
+    staging: StagingSettings = StagingSettings()
+    proseo: ProseoSettings = ProseoSettings()
     housekeeping: HousekeepingSettings = HousekeepingSettings()
+    jobs: JobSettings = JobSettings()
     server: ServerSettings = ServerSettings()
 
     @model_validator(mode="after")
@@ -336,6 +505,20 @@ class Settings(BaseSettings):
         if not self.catalog.url:
             url = f"sqlite:///{self.state_dir / 'catalog.sqlite'}"
             object.__setattr__(self, "catalog", self.catalog.model_copy(update={"url": url}))
+        return self
+
+    @model_validator(mode="after")
+    def _proseo_has_what_it_needs(self) -> Settings:
+        wanted = self.proseo
+        if not wanted.enabled:
+            return self
+        if wanted.mount not in {mount.path for mount in self.storage.mounts}:
+            raise ValueError(f"proseo.mount {wanted.mount!r} is the path of no mount")
+        named = {"basic", "certificate"} & set(wanted.accept)
+        if named and wanted.callers_file is None:
+            raise ValueError(f"proseo.accept has {min(named)!r}, which needs proseo.callers_file")
+        if "certificate" in wanted.accept and not wanted.proxies:
+            raise ValueError("proseo.accept has 'certificate', which needs proseo.proxies")
         return self
 
     @property

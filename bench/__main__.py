@@ -1,6 +1,7 @@
 """``make bench``: measures, writes ``bench/results/results.csv`` and ``bench/results/page.md``.
 
-    python -m bench [p1] [p2] [p3] [p7] [--repeats 5] [--memory-gib 10]
+    python -m bench [p1] [p2] [p3] [p5] [p7] [p11] [p12] [p13] [p15] [p22] [p24] [p25] [rebuild]
+        [--repeats 5] [--memory-gib 10] [--products 1000000]
 
 Ratios are measured side by side in one run: same machine, same data, same concurrency, interleaved,
 median and spread of the repeats.  Absolute figures are of this machine only.
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import memory, payload
+from bench import bulk, catalog, liveness, memory, payload, rebuilding, removal, staging
 from bench.measure import Row
 from tests.support.servers import weed
 
@@ -28,7 +29,16 @@ MEASURES: dict[str, Callable[..., list[Row]]] = {
     "p1": payload.p1,
     "p2": payload.p2,
     "p3": payload.p3,
+    "p5": bulk.p5,
     "p7": memory.p7,
+    "p11": bulk.p11,
+    "p12": catalog.p12,
+    "p13": removal.p13,
+    "p15": staging.p15,
+    "p22": liveness.p22,
+    "p24": catalog.p24,
+    "p25": bulk.p25,
+    "rebuild": rebuilding.rebuild,
 }
 
 
@@ -37,6 +47,7 @@ def main() -> int:
     parser.add_argument("measures", nargs="*", choices=[*MEASURES, []], default=[])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory-gib", type=float, default=10.0)
+    parser.add_argument("--products", type=int, default=1_000_000)
     options = parser.parse_args()
     wanted = options.measures or list(MEASURES)
     rows: list[Row] = []

@@ -1,10 +1,11 @@
 """``make bench-facility``: the measures of the local facility, ratios in one run.
 
-    python -m bench.facility [p1] [p14] [p17] [p18] [rss] [--repeats 5]
+    python -m bench.facility [p1] [p14] [p17] [p18] [p20] [rss] [--repeats 5]
 
 The facility must stand (`make facility`).  Clients, balancers, proxies, workers and under-store share
 this machine's cores, so ratios count and absolute figures do not.  Bandwidth is limited with ``tc`` on
-the hosts' interfaces where a measure says so.  P19 is printed by the facility tests.
+the hosts' interfaces where a measure says so.  P19 is printed by the facility tests.  P20 makes six
+more hosts (another 6 GiB of memory) and takes them away again; it is measured only when it is named.
 """
 
 from __future__ import annotations
@@ -211,6 +212,47 @@ print(json.dumps({{way: statistics.median(found) for way, found in times.items()
                 ratios.append(read(alone) / read(spread))
         text = f"{count} x 32 MiB by 6 clients: 3 nodes / 1 node, nodes limited to 200 Mbit/s"
         return [Row("P18", text, ratios, target=2.5, dream=2.9)]
+
+    def p20(self) -> list[Row]:
+        """As an operator does it: the host is made, then `site.yml` is run."""
+        facility = self.facility
+        more = {f"node{number}": f"10.89.8.{10 + number}" for number in range(4, 10)}
+        facility.hosts("up", *(f"{node}={address}" for node, address in more.items()))
+
+        def site(nodes: list[str]) -> float:
+            groups = {
+                "alluxio_masters": ["control"],
+                "admin": ["control"],
+                "monitoring": ["control"],
+            }
+            inventory = facility.inventory("p20", {**groups, "alluxio_workers": nodes})
+            (inventory / "host_vars").mkdir(exist_ok=True)
+            for node, address in more.items():
+                said = json.dumps({"facility_address": address})
+                (inventory / "host_vars" / f"{node}.yml").write_text(said)
+            begun = time.monotonic()
+            facility.playbook("site.yml", "-i", str(inventory), inventory="")
+            return time.monotonic() - begun
+
+        try:
+            at_three = site([*NODES, *[*more][:1]])
+            site([*NODES, *[*more][:5]])
+            at_eight = site([*NODES, *more])
+        finally:
+            facility.hosts("down", *more)
+            site([*NODES])
+        return [
+            Row("P20", "a node joins 3 nodes", [at_three], "s"),
+            Row("P20", "a node joins 8 nodes", [at_eight], "s"),
+            Row(
+                "P20",
+                "8 nodes / 3 nodes",
+                [at_eight / at_three],
+                target=1.3,
+                dream=1.1,
+                upwards=False,
+            ),
+        ]
 
     def rss(self) -> list[Row]:
         rows = []

@@ -6,17 +6,23 @@ and its worker have counts once.
 
 from __future__ import annotations
 
+import json
+import secrets
 import threading
 import time
 from argparse import Namespace
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import urllib3
 
 from bench.measure import Row
 from bench.payload import curl, start
 from tests.support.servers import Service, Weed
 
 MIB = 1 << 20
+CLIENTS, CROWD_MIB = 32, 32
 
 
 def p7(directory: Path, server: Weed, options: Namespace) -> list[Row]:
@@ -40,6 +46,7 @@ def p7(directory: Path, server: Weed, options: Namespace) -> list[Row]:
             url = f"{service.url}/v1/products/{href}/files/large.bin?redirect=false"
             peak_out = watched(service, lambda service=service, url=url: curl(service, url))
             service.request("DELETE", f"/v1/products/{href}")
+            crowd = watched(service, lambda service=service: many(service))
         finally:
             service.stop()
         gib = f"{size / (1 << 30):g} GiB"
@@ -47,9 +54,40 @@ def p7(directory: Path, server: Weed, options: Namespace) -> list[Row]:
         rows.append(Row("P7", what, [peak_in], "MiB", 200, 120, upwards=False))
         what = f"peak resident MiB, download of {gib} through the API ({kind})"
         rows.append(Row("P7", what, [peak_out], "MiB", 200, 120, upwards=False))
+        what = f"peak resident MiB, {CLIENTS} clients that upload and download ({kind})"
+        rows.append(Row("P7", what, [crowd], "MiB", 200, 120, upwards=False))
         what = f"MiB more for {gib} than for 1 MiB ({kind})"
         rows.append(Row("P7", what, [max(peak_in, peak_out) - small], "MiB", 5, upwards=False))
     return rows
+
+
+def many(service: Service) -> None:
+    """Every client sends a file and fetches it through the API; told to come again, it does."""
+
+    def one(number: int) -> None:
+        name = f"crowd-{number}.bin"
+        body = secrets.token_bytes(MIB) * CROWD_MIB
+        status, answer = asked(service, "PUT", f"/v1/uploads/{name}", body)
+        assert status == 201, (status, answer[:300])
+        href = json.loads(answer)["files"][0]["href"] + "?redirect=false"
+        status, answer = asked(service, "GET", href)
+        assert (status, answer) == (200, body), status
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(one, range(CLIENTS)))
+
+
+def asked(service: Service, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    """The answer that is not 503."""
+    while True:
+        try:
+            answer = service.request(method, path, body, timeout=300)
+        except urllib3.exceptions.ProtocolError:  # refused while it was still sending
+            time.sleep(1)
+            continue
+        if answer.status != 503:
+            return answer.status, answer.data
+        time.sleep(float(answer.headers["Retry-After"]))
 
 
 def upload(service: Service, name: str, size: int) -> None:

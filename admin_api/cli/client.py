@@ -7,6 +7,7 @@ import os
 import random
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from urllib.parse import quote, urlencode
 import click
 import urllib3
 
+from admin_api.cli.output import Progress
 from admin_api.cli.parallel import Stopped, Window
 
 CHUNK = 1 << 20
@@ -35,6 +37,7 @@ EXIT_NOT_FOUND = 3
 EXIT_REFUSED = 4
 EXIT_NOT_ALLOWED = 5
 EXIT_UNAVAILABLE = 6
+EXIT_PARTIAL = 7
 EXIT_INTERRUPTED = 130
 _EXITS = {401: EXIT_NOT_ALLOWED, 403: EXIT_NOT_ALLOWED, 404: EXIT_NOT_FOUND, 409: EXIT_REFUSED}
 _EXITS |= {410: EXIT_NOT_FOUND, 502: EXIT_UNAVAILABLE, 503: EXIT_UNAVAILABLE, 507: EXIT_REFUSED}
@@ -193,6 +196,10 @@ class Client:
             found = self.json("GET", f"/v1/products/{page['products'][0]['id']}")
         return found
 
+    def progress(self, what: str, total: int) -> Progress:
+        """Progress of ``total`` bytes, told as this client tells things."""
+        return Progress(what, total, self.as_json, self.quiet)
+
     def _token(self) -> str:
         assert self.token_file is not None
         try:
@@ -213,6 +220,11 @@ class Client:
         return token
 
 
+def once() -> dict[str, str]:
+    """The header by which a request that is sent twice is carried out once."""
+    return {"Idempotency-Key": uuid.uuid4().hex}
+
+
 class Reader:
     """A file on its way out: tells how much of it was read, and that it is what it was.
 
@@ -227,18 +239,20 @@ class Reader:
         stop: threading.Event | None = None,
     ) -> None:
         self._file, self._size, self._moved, self._stop = file, size, moved, stop
-        self._read = 0
+        self._start, self._position, self._end = 0, 0, size
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes."""
         if self._stop is not None and self._stop.is_set():
             raise Stopped
         try:
-            data = self._file.read(size)
+            left = self._end - self._position
+            data = self._file.read(left if size < 0 else min(size, left))
         except OSError as error:
             raise local_failure(error, self._file.name) from error
-        self._read += len(data)
-        if self._read > self._size or (not data and self._read < self._size):
+        self._position += len(data)
+        is_whole = self._position == self._size == self._end
+        if (not data and left) or (is_whole and self._file.read(1)):
             raise Failure(
                 f"{shown(self._file.name)} changed its size while it was sent.", EXIT_FAILED
             )
@@ -247,9 +261,13 @@ class Reader:
 
     def rewind(self) -> None:
         """Begin again: nothing that was read has arrived."""
-        self._moved(-self._read)
-        self._read = 0
-        self._file.seek(0)
+        self.begin_at(self._start, self._end)
+
+    def begin_at(self, start: int, end: int) -> None:
+        """Read from ``start`` to ``end``; what is before has arrived, and nothing of the rest."""
+        self._moved(start - self._position)
+        self._start, self._position, self._end = start, start, end
+        self._file.seek(start)
 
 
 def _split(chunks: Iterable[bytes]) -> Iterator[bytes]:

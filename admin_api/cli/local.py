@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from datetime import timedelta
 from pathlib import Path
 
 import click
 
 from admin_api.cli.client import EXIT_FAILED, EXIT_UNAVAILABLE, Failure
-from admin_api.cli.output import emit
+from admin_api.cli.output import Progress, emit
 from admin_api.errors import CatalogUnavailable, Denied, StorageManagerError, Unavailable
 
 _RECONCILE_NEXT = (
@@ -36,6 +38,19 @@ def serve(settings_file: Path | None) -> None:
 
     try:
         run(lambda: load(settings_file))
+    except StorageManagerError as error:
+        raise Failure(error.detail, EXIT_FAILED) from error
+
+
+@click.command()
+@settings_option
+def worker(settings_file: Path | None) -> None:
+    """Run housekeeping and gauges beside a server that does not (server.worker = false)."""
+    from admin_api.settings import load
+    from admin_api.worker import work
+
+    try:
+        work(load(settings_file))
     except StorageManagerError as error:
         raise Failure(error.detail, EXIT_FAILED) from error
 
@@ -88,6 +103,32 @@ def token(
         raise Failure(error.detail, EXIT_FAILED) from error
 
 
+@click.command("proseo-caller")
+@click.argument("name")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    required=True,
+    type=click.Choice(["read", "ingest", "remove", "admin"]),
+    help="What the caller may; may be given several times.",
+)
+@click.option("--mission", "missions", multiple=True, help="Restrict it to these missions.")
+@click.option("--certificate", is_flag=True, help="It comes with a client certificate.")
+def proseo_caller(
+    name: str, scopes: tuple[str, ...], missions: tuple[str, ...], certificate: bool
+) -> None:
+    """Print a line for proseo.callers_file; the password is read from standard input."""
+    from admin_api.services.access import Scope
+    from admin_api.services.callers import line_of
+
+    password = None if certificate else sys.stdin.readline().rstrip("\r\n")
+    try:
+        click.echo(line_of(name, password, [Scope(scope) for scope in scopes], list(missions)))
+    except StorageManagerError as error:
+        raise Failure(error.detail, EXIT_FAILED) from error
+
+
 @click.command()
 @settings_option
 @click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
@@ -105,15 +146,24 @@ def rebuild(settings_file: Path | None, as_json: bool) -> None:
     counts = {"statements": 0, "applied": 0}
     unreadable = 0
     try:
-        for step in run(open_facility(load(settings_file))):
-            if isinstance(step, Unreadable):
-                unreadable += 1
-                line = {"type": "unreadable", "key": step.key, "reason": step.reason}
-                emit(as_json, line, f"unreadable  {step.key}: {step.reason}")
-                continue
-            counts = {"statements": step.statements, "applied": step.applied}
-            if not as_json:
-                click.echo(f"{step.statements} statements read", err=True)
+        with contextlib.ExitStack() as bar:
+            reading = bar.enter_context(Progress("read", None, as_json, False, "statements"))
+            telling: Progress | None = None
+            for step in run(open_facility(load(settings_file))):
+                if isinstance(step, Unreadable):
+                    unreadable += 1
+                    line = {"type": "unreadable", "key": step.key, "reason": step.reason}
+                    emit(as_json, line, f"unreadable  {step.key}: {step.reason}")
+                    continue
+                counts = {"statements": step.statements, "applied": step.applied}
+                reading.reach(step.statements)
+                if step.settled and telling is None:
+                    bar.close()
+                    telling = bar.enter_context(
+                        Progress("told", step.statements, as_json, False, "statements")
+                    )
+                if telling is not None:
+                    telling.reach(step.settled)
     except (CatalogUnavailable, Denied, Unavailable) as error:
         raise Failure(error.detail, EXIT_UNAVAILABLE) from error
     except StorageManagerError as error:

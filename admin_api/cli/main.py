@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from admin_api import __version__
-from admin_api.cli import facility, local, operations, products
+from admin_api.cli import facility, jobs, local, operations, products, staging
 from admin_api.cli.client import EXIT_INTERRUPTED, Client, Failure
 
 
@@ -47,17 +47,21 @@ def main(
     """The storage manager of a processing facility.
 
     Exit codes: 0 done, 1 failed, 2 wrong command line, 3 not found, 4 refused, 5 not allowed,
-    6 service or store not available, 130 interrupted.
+    6 service or store not available, 7 some items of a job failed, 130 interrupted.
     """
     context.obj = Client(url, token_file, as_json, quiet)
 
 
 for _command in (
     local.serve,
+    local.worker,
     local.token,
+    local.proseo_caller,
     local.rebuild,
     local.adopt_store,
     products.ingest,
+    jobs.import_,
+    jobs.jobs,
     products.get,
     products.ls,
     products.show,
@@ -65,6 +69,7 @@ for _command in (
     products.rm,
     products.keep,
     products.verify,
+    staging.stage,
     operations.status,
     operations.nodes,
     operations.probe,

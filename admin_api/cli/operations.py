@@ -6,7 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from admin_api.cli.client import EXIT_FAILED, Client, Failure
-from admin_api.cli.output import emit, human
+from admin_api.cli.output import Progress, emit, human
 
 
 @click.command()
@@ -63,18 +63,19 @@ def probe(client: Client) -> None:
 @click.pass_obj
 def reconcile(client: Client) -> None:
     """Compare the catalog with the stores; says what is missing and what is unknown."""
-    for line in client.lines("POST", "/v1/maintenance/reconciliation"):
-        if line["type"] == "finding":
-            reason = f"  ({line['reason']})" if line["reason"] else ""
-            text = f"{line['kind']:15}{human(line['size']):>10}  {line['key']}{reason}"
-            emit(client.as_json, line, text)
-        elif line["type"] == "progress" and not client.quiet:
-            click.echo(f"{line['objects']} objects compared", err=True)
-        elif line["type"] == "summary":
-            total = sum(line["findings"].values())
-            emit(client.as_json, line, f"{line['objects']} objects compared, {total} findings")
-            if total:
-                raise Failure("The catalog and the stores do not agree.", EXIT_FAILED)
+    with Progress("compared", None, client.as_json, client.quiet, "objects") as bar:
+        for line in client.lines("POST", "/v1/maintenance/reconciliation"):
+            if line["type"] == "finding":
+                reason = f"  ({line['reason']})" if line["reason"] else ""
+                text = f"{line['kind']:15}{human(line['size']):>10}  {line['key']}{reason}"
+                emit(client.as_json, line, text)
+                continue
+            bar.reach(line["objects"])
+            if line["type"] == "summary":
+                total = sum(line["findings"].values())
+                emit(client.as_json, line, f"{line['objects']} objects compared, {total} findings")
+                if total:
+                    raise Failure("The catalog and the stores do not agree.", EXIT_FAILED)
 
 
 @click.command()
@@ -85,10 +86,14 @@ def purge(client: Client, dry_run: bool) -> None:
     query = {"dry_run": str(dry_run).lower()}
     for line in client.lines("POST", "/v1/maintenance/purge", query=query):
         if line["type"] == "product":
-            emit(client.as_json, line, f"{line['id']}  {human(line['size']):>10}  {line['name']}")
+            text = f"{line['id']}  {human(line['size']):>10}  {line['name']}"
+            stays = "" if dry_run or line["state"] == "removed" else f"  (stays {line['state']})"
+            emit(client.as_json, line, text + stays)
         else:
             verb = "are due" if dry_run else "removed"
             text = f"{line['products']} products ({human(line['bytes'])}) {verb}"
+            if line["passed_over"]:
+                text += f", {line['passed_over']} passed over"
             emit(client.as_json, line, text)
 
 

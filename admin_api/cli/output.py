@@ -31,13 +31,22 @@ def human(size: float) -> str:
 
 
 class Progress:
-    """Bytes moved: a bar with rate and ETA on a terminal, plain lines elsewhere, or JSON lines.
+    """What is done: a bar with rate and ETA on a terminal, plain lines elsewhere, or JSON lines.
 
-    Goes to standard error, so that results can be piped.  May be moved by several threads.
+    Counts bytes, or ``unit``.  Goes to standard error, so that results can be piped.  May be moved
+    by several threads.
     """
 
-    def __init__(self, what: str, total: int | None, as_json: bool, quiet: bool) -> None:
+    def __init__(
+        self,
+        what: str,
+        total: int | None,
+        as_json: bool,
+        quiet: bool,
+        unit: str = "bytes",
+    ) -> None:
         self._what, self._total, self._json, self._quiet = what, total, as_json, quiet
+        self._unit = unit
         self._lock = threading.Lock()
         self._done = 0
         self._begun = self._said = time.monotonic()
@@ -45,9 +54,10 @@ class Progress:
 
     def __enter__(self) -> Self:
         if not self._quiet and not self._json and sys.stderr.isatty():
-            self._bar = tqdm(
-                total=self._total, desc=self._what, unit="B", unit_scale=True, unit_divisor=1024
-            )
+            scale: dict[str, Any] = {"unit": f" {self._unit}"}
+            if self._unit == "bytes":
+                scale = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+            self._bar = tqdm(total=self._total, desc=self._what, **scale)
         return self
 
     def __exit__(
@@ -62,7 +72,7 @@ class Progress:
             self._say()
 
     def move(self, count: int) -> None:
-        """``count`` more bytes have been moved."""
+        """``count`` more are done."""
         with self._lock:
             self._done += count
             if self._bar is not None:
@@ -70,6 +80,10 @@ class Progress:
             elif time.monotonic() - self._said >= _PLAIN_SECONDS:
                 self._said = time.monotonic()
                 self._say()
+
+    def reach(self, done: int) -> None:
+        """``done`` are done in all."""
+        self.move(done - self._done)
 
     def _say(self) -> None:
         if self._quiet:
@@ -80,13 +94,17 @@ class Progress:
         if self._json:
             line = {
                 "progress": self._what,
-                "bytes": self._done,
+                self._unit: self._done,
                 "total": self._total,
                 "rate": round(rate),
                 "eta": None if left is None else round(left, 1),
             }
             click.echo(json.dumps(line), err=True)
         else:
-            total = f" of {human(self._total)}" if self._total is not None else ""
+            total = f" of {self._counted(self._total)}" if self._total is not None else ""
             eta = f", {left:.0f} s left" if left else ""
-            click.echo(f"{self._what}: {human(self._done)}{total}, {human(rate)}/s{eta}", err=True)
+            counts = f"{self._counted(self._done)}{total}, {self._counted(rate)}/s"
+            click.echo(f"{self._what}: {counts}{eta}", err=True)
+
+    def _counted(self, number: float) -> str:
+        return human(number) if self._unit == "bytes" else f"{number:,.0f} {self._unit}"

@@ -6,11 +6,8 @@ import hashlib
 import os
 import stat
 import threading
-import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +16,7 @@ import click
 import urllib3
 
 from admin_api import uris
+from admin_api.cli import jobs, pieces, sending
 from admin_api.cli.client import (
     CHUNK,
     EXIT_FAILED,
@@ -26,8 +24,8 @@ from admin_api.cli.client import (
     EXIT_UNAVAILABLE,
     Client,
     Failure,
-    Reader,
     local_failure,
+    once,
     shown,
 )
 from admin_api.cli.output import Progress, emit, human
@@ -35,8 +33,6 @@ from admin_api.cli.parallel import Stopped, for_all
 from admin_api.products.manifests import find_manifest
 from admin_api.products.names import is_tree
 
-# How long an interrupted command takes leave of the service.
-_LEAVE_SECONDS = 0.4
 _DAMAGED = "docs/operations.md#a-damaged-product"
 
 
@@ -60,6 +56,9 @@ def _source(item: str | Path) -> str:
 @click.option("--retention", help="Keep at least until (RFC 3339).")
 @click.option("--register", is_flag=True, help="URIs only: register in place, copy nothing.")
 @click.option("--parallel", default=4, show_default=True, type=click.IntRange(1, 32))
+@click.option(
+    "--resume", metavar="ID", help="Go on with a session that broke off (with one product)."
+)
 @click.pass_obj
 def ingest(client: Client, /, what: tuple[str, ...], parallel: int, **options: Any) -> None:
     """Ingest products: local files and directories (uploaded), or URIs (fetched by the service).
@@ -68,12 +67,23 @@ def ingest(client: Client, /, what: tuple[str, ...], parallel: int, **options: A
     any), is one product; of another directory each entry is one.
     """
     items = [item for argument in what for item in _expand(argument, options["tree"])]
-    if options["name"] and len(items) != 1:
-        raise click.UsageError("--name goes with a single product.")
+    for option in ("name", "resume"):
+        if options[option] and len(items) != 1:
+            raise click.UsageError(f"--{option} goes with a single product.")
+    if options["resume"] and (options["unpack"] or isinstance(items[0], str)):
+        raise click.UsageError("--resume goes with a local file or directory that is not unpacked.")
     failures: list[Failure] = []
     for item in items:
         try:
             answer = _ingest_one(client, item, parallel, options)
+        except sending.LeftOpenError as left:
+            failure = left.failure
+            raise Failure(
+                f"{failure.message} What has arrived of {_source(item)} is kept for now: add "
+                f"--resume {left.session} to the same command to go on.",
+                failure.exit_code,
+                failure.problem,
+            ) from failure
         except KeyboardInterrupt:
             raise Failure(
                 "Interrupted. Run the same command again to go on: what is stored is skipped.",
@@ -139,134 +149,28 @@ def _ingest_one(
         }
         if options["name"]:
             body["name"] = options["name"]
-        answer: dict[str, Any] = client.json("POST", "/v1/products", body=body, headers=_once())
+        answer: dict[str, Any] = client.json("POST", "/v1/products", body=body, headers=once())
         return answer
     item = _absolute(item)
-    mode = _mode(item)
+    mode = sending.mode_of(item)
     name = options["name"] or item.name
     if stat.S_ISDIR(mode):
-        return _upload_tree(client, item, name, parallel, wishes)
+        files = list(sending.files_beneath(item))
+        return sending.send_in_session(client, files, name, parallel, wishes, options["resume"])
     query = wishes | ({"unpack": "true"} if options["unpack"] else {})
-    file = _File(item, item.name, _size(item))
-    _require_utf8(file.path)
-    with _progress(client, name, file.size) as progress:
-        return _put(client, file, f"/v1/uploads/{quote(name, safe='')}", progress, query=query)
+    file = sending.LocalFile(item, name, sending.size_of(item))
+    sending.require_utf8(file.path)
+    if options["resume"] or (file.size >= pieces.LARGE_BYTES and not options["unpack"]):
+        return sending.send_in_session(client, [file], name, parallel, wishes, options["resume"])
+    with client.progress(name, file.size) as progress:
+        return sending.put(
+            client, file, f"/v1/uploads/{quote(name, safe='')}", progress, query=query
+        )
 
 
 def _absolute(path: Path) -> Path:
     """``path`` with the name that ``.`` and ``..`` mean; links stay links, and are refused."""
     return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() follows links
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """A local file and its path in the product."""
-
-    path: Path
-    inner: str
-    size: int
-
-
-def _mode(path: Path) -> int:
-    """The mode of a plain file or directory; refuses what products do not hold, as elsewhere."""
-    try:
-        mode = path.lstat().st_mode
-    except OSError as error:
-        raise local_failure(error, path) from error
-    if stat.S_ISLNK(mode):
-        raise Failure(
-            f"{shown(path)} is a symbolic link, which is refused: put what it points to in its "
-            "place, or name that.",
-            EXIT_FAILED,
-        )
-    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-        raise Failure(f"{shown(path)} is a special file, which is refused.", EXIT_FAILED)
-    return mode
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise local_failure(error, path) from error
-
-
-def _require_utf8(path: Path) -> None:
-    try:
-        path.name.encode("utf-8")
-    except UnicodeEncodeError:
-        raise Failure(f"The name of {shown(path)} is not valid UTF-8.", EXIT_FAILED) from None
-
-
-def _files_beneath(top: Path, inner: str = "") -> Iterator[_File]:
-    """All files of a tree; whatever cannot be part of a product is refused by its place."""
-    try:
-        entries = sorted((top / inner).iterdir())
-    except OSError as error:
-        raise local_failure(error, top / inner) from error
-    for path in entries:
-        _require_utf8(path)
-        below = f"{inner}/{path.name}" if inner else path.name
-        if stat.S_ISDIR(_mode(path)):
-            yield from _files_beneath(top, below)
-        else:
-            yield _File(path, below, _size(path))
-
-
-def _upload_tree(
-    client: Client, directory: Path, name: str, parallel: int, wishes: dict[str, Any]
-) -> dict[str, Any]:
-    files = list(_files_beneath(directory))
-    session = client.json("POST", "/v1/uploads", body={"name": name, **wishes})
-    base = f"/v1/uploads/{session['id']}"
-
-    def send(file: _File, stop: threading.Event) -> None:
-        _put(client, file, f"{base}/{quote(file.inner)}", progress, stop)
-
-    try:
-        with _progress(client, name, sum(file.size for file in files)) as progress:
-            for_all(send, files, parallel)
-        answer: dict[str, Any] = client.json("POST", f"{base}/commit")
-    except BaseException as error:
-        # What cannot be taken back now, the service gives up by itself in time.
-        leaving = _LEAVE_SECONDS if isinstance(error, KeyboardInterrupt) else None
-        with suppress(Failure):
-            client.request("DELETE", base, timeout=leaving)
-        raise
-    return answer
-
-
-def _put(
-    client: Client,
-    file: _File,
-    target: str,
-    progress: Progress,
-    stop: threading.Event | None = None,
-    query: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    try:
-        opened = file.path.open("rb")
-    except OSError as error:
-        raise local_failure(error, file.path) from error
-    with opened:
-        answer: dict[str, Any] = client.json(
-            "PUT",
-            target,
-            query=query,
-            data=Reader(opened, file.size, progress.move, stop),
-            headers={"Content-Length": str(file.size), **_once()},
-            transfer=True,
-            stop=stop,
-        )
-    return answer
-
-
-def _once() -> dict[str, str]:
-    return {"Idempotency-Key": uuid.uuid4().hex}
-
-
-def _progress(client: Client, what: str, total: int) -> Progress:
-    return Progress(what, total, client.as_json, client.quiet)
 
 
 def _manifest_lines(problem: dict[str, Any]) -> list[str]:
@@ -300,7 +204,7 @@ def get(client: Client, reference: str, output: Path, only: tuple[str, ...], par
             raise local_failure(error, error.filename or target) from error
 
     try:
-        with _progress(client, product["name"], sum(item["size"] for item in files)) as progress:
+        with client.progress(product["name"], sum(item["size"] for item in files)) as progress:
             for_all(fetch, files, parallel)
     except KeyboardInterrupt:
         raise Failure(
@@ -467,11 +371,31 @@ def cache(client: Client, reference: str, action: str | None) -> None:
 
 
 @click.command()
-@click.argument("references", nargs=-1, required=True)
+@click.argument("references", nargs=-1)
 @click.option("--cause", default="requested", show_default=True, help="Kept in the tombstone.")
+@click.option(
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="All products that meet this: mission, product_type, name_prefix, sensing_from, "
+    "sensing_to, created_from, created_to; several must all be met.",
+)
+@click.option("--dry-run", is_flag=True, help="With --filter: only say what would be removed.")
 @click.pass_obj
-def rm(client: Client, references: tuple[str, ...], cause: str) -> None:
-    """Remove products, by id or name."""
+def rm(
+    client: Client,
+    references: tuple[str, ...],
+    cause: str,
+    filters: tuple[str, ...],
+    dry_run: bool,
+) -> None:
+    """Remove products, by id or name, or all that a filter finds (as a job)."""
+    if bool(references) == bool(filters) or (dry_run and not filters):
+        raise click.UsageError("Name products, or give --filter (with --dry-run, if you like).")
+    if filters:
+        jobs.remove(client, filters, cause, dry_run)
+        return
     for reference in references:
         product = client.find(reference)
         answer = client.json("DELETE", f"/v1/products/{product['id']}", query={"cause": cause})
@@ -516,7 +440,7 @@ def verify(client: Client, references: tuple[str, ...], manifest: bool) -> None:
         product = client.find(reference)
         path = f"/v1/products/{product['id']}/verification"
         read: set[str] = set()  # the manifest comes twice: as a file, and compared with all
-        with _progress(client, product["name"], product["size"]) as progress:
+        with client.progress(product["name"], product["size"]) as progress:
             for line in client.lines("POST", path, query={"manifest": str(manifest).lower()}):
                 if line["type"] == "summary":
                     failed += line["failed"]

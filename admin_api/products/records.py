@@ -127,6 +127,11 @@ def record_key(product_id: str, name: str, generation: int, number: int) -> str:
     return f"{DIRECTORY}/{shard}/{safe_id}-{generation:06d}-{number:06d}.jsonl"
 
 
+def bulk_key(mark: str) -> str:
+    """Where an object with statements about many products lies within its mount."""
+    return f"{DIRECTORY}/bulk/{mark}.jsonl"
+
+
 def subject_of(key: str) -> tuple[str, int, int] | None:
     """The id, generation and number that a record's key within its mount tells, if it does."""
     match = _KEY.fullmatch(key)
@@ -205,7 +210,9 @@ def refusal(statement: Statement) -> str | None:
         return f"names what cannot be: {error.detail}"
     directory = statement.directory or ""
     if not statement.registered:
-        if statement.name not in directory.rpartition("/")[2]:
+        last = directory.rpartition("/")[2]
+        # A directory is called by the product's name, or (prosEO's) by its id.
+        if statement.name not in last and last.partition("@")[0] != statement.id:
             return f"names a directory that is not the product's: {directory[:200]!r}"
         for file in statement.files:
             if not beneath(file.key, directory):

@@ -19,6 +19,7 @@ from typing import Any
 
 import jwt
 
+from admin_api import keyfiles
 from admin_api.catalog.events import Actor
 from admin_api.errors import ConfigurationError, Forbidden, NotFound, Unauthorized
 from admin_api.settings import AuthSettings
@@ -104,7 +105,7 @@ class Authority:
         lifetime: timedelta,
         missions: list[str] | None = None,
     ) -> str:
-        """A token signed with the first key of the key file."""
+        """A token signed with the first key of the key file that all balancers have."""
         if not _SUBJECT.fullmatch(subject):
             raise ConfigurationError(
                 "A subject has 1 to 200 printable ASCII characters, no spaces."
@@ -121,7 +122,12 @@ class Authority:
         }
         if missions is not None:
             claims["missions"] = missions
-        kid, key = next(iter(self._own.items()))
+        signing = keyfiles.signing(self._settings.key_file)
+        if signing is None:
+            raise ConfigurationError(
+                f"The balancers have no key of {self._settings.key_file} yet: run site.yml."
+            )
+        kid, key = signing
         return jwt.encode(claims, key, algorithm="HS256", headers={"kid": kid})
 
     def check(self, token: str, request_id: str | None = None) -> Principal:
@@ -210,29 +216,18 @@ def read_keys(path: Path) -> dict[str, str]:
 
     Raises ConfigurationError for a missing file and for keys that are short or samples.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ConfigurationError(f"Cannot read the key file {path}: {error.strerror}.") from error
-    keys: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        kid, _, key = line.strip().partition(" ")
-        key = key.strip()
+    keys = keyfiles.read(path)
+    for kid, key in keys.items():
         if len(key.encode()) < MIN_KEY_BYTES:
             raise ConfigurationError(
-                f"{path}, line {number}: the key {kid!r} is shorter than {MIN_KEY_BYTES} bytes. "
+                f"{path}: the key {kid!r} is shorter than {MIN_KEY_BYTES} bytes. "
                 "Make one with `storage-manager token --new-key FILE`."
             )
         if len(set(key)) < 8 or any(word in key.lower() for word in _SAMPLE_WORDS):
             raise ConfigurationError(
-                f"{path}, line {number}: the key {kid!r} looks like a sample, not a secret. "
+                f"{path}: the key {kid!r} looks like a sample, not a secret. "
                 "Make one with `storage-manager token --new-key FILE`."
             )
-        keys[kid] = key
-    if not keys:
-        raise ConfigurationError(f"The key file {path} holds no key.")
     return keys
 
 

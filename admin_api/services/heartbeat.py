@@ -1,10 +1,10 @@
 """Signs of life: a thread of its own says every few seconds which work of this process goes on.
 
 How often follows from the grace times (``settings.HousekeepingSettings.beat_seconds``).
-Attempts, the claims of files in upload sessions, and requests with an Idempotency-Key are marked
-with the database's clock whatever the threads that do the work are waiting for; what is not marked
-any more belongs to a process that died or was frozen, and is taken over.  Used by reception,
-uploads and idempotency.
+Attempts, the claims of files in upload sessions, chunks of jobs, jobs that are being told their
+items, and requests with an Idempotency-Key are marked with the database's clock whatever the
+threads that do the work are waiting for; what is not marked any more belongs to a process that died
+or was frozen, and is taken over.  Used by reception, uploads, idempotency and bulk jobs.
 """
 
 from __future__ import annotations
@@ -12,14 +12,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, tuple_, update
 
 from admin_api.catalog import clock
 from admin_api.catalog.database import Catalog
 from admin_api.catalog.entries import ProductEntry
-from admin_api.catalog.models import FileClaim, Idempotency, Product, State
+from admin_api.catalog.models import (
+    Chunk,
+    FileClaim,
+    Idempotency,
+    Job,
+    LooseKey,
+    Product,
+    State,
+)
 from admin_api.errors import StorageManagerError
 
 log = logging.getLogger(__name__)
@@ -94,6 +102,10 @@ class Heartbeat:
                 .where(Idempotency.instance.in_(owners), Idempotency.status.is_(None))
                 .values(touched_at=clock.now()),
                 update(FileClaim).where(FileClaim.owner.in_(owners)).values(touched_at=clock.now()),
+                update(LooseKey).where(LooseKey.owner.in_(owners)).values(touched_at=clock.now()),
+                # As above: a row that is locked is alive.
+                update(Chunk).where(_free(Chunk, owners)).values(touched_at=clock.now()),
+                update(Job).where(_free(Job, owners)).values(touched_at=clock.now()),
             ):
                 session.execute(statement, execution_options={"synchronize_session": False})
         with self._lock:
@@ -112,3 +124,10 @@ class Heartbeat:
                 self.beat()
             except StorageManagerError:
                 log.exception("no sign of life could be given; it is tried again")
+
+
+def _free(table: type[Chunk | Job], owners: Sequence[str]) -> ColumnElement[bool]:
+    """The rows of ``owners`` that nobody changes right now."""
+    key = [Chunk.job_pk, Chunk.number] if table is Chunk else [Job.pk]
+    free = select(*key).where(table.owner.in_(owners)).with_for_update(skip_locked=True)
+    return tuple_(*key).in_(free)

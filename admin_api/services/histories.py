@@ -123,6 +123,11 @@ class History:
     name: str
     generations: list[Generation] = field(default_factory=list)
 
+    @property
+    def statements(self) -> int:
+        """How many there are."""
+        return sum(len(claim.entries) for item in self.generations for claim in item.claims)
+
 
 class Histories:
     """The scratch file; a context manager."""

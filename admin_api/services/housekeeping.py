@@ -1,14 +1,12 @@
 """Clearing up after crashes, so that nothing is left over for longer than the settings say.
 
 Every action is a compare-and-set on a row, so any number of processes may do this at once.
-Run in a thread of every server process (``web/server.py``).
+Called by the worker (``admin_api/worker.py``).
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -21,14 +19,13 @@ from admin_api.catalog import clock, entries
 from admin_api.catalog.entries import ProductEntry
 from admin_api.catalog.models import Product, State, Upload
 from admin_api.errors import StorageManagerError
-from admin_api.services import idempotency, incoming, lifecycle, multiparts, uploads
+from admin_api.services import idempotency, incoming, jobs, leases, lifecycle, multiparts, uploads
 from admin_api.services.facility import Facility
 from admin_api.services.lifecycle import finish, settle
 
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 1000
-_LONGEST_WAIT_SECONDS = 10.0
 
 
 @dataclass(slots=True)
@@ -42,7 +39,9 @@ class Cleared:
     uploads: int = 0
     temporary: int = 0
     incoming: int = 0
+    loose: int = 0
     forgotten: int = 0
+    jobs: int = 0
 
 
 def clean(facility: Facility) -> Cleared:
@@ -70,21 +69,13 @@ def clean(facility: Facility) -> Cleared:
     cleared.incoming = incoming.expire(facility, now - timedelta(seconds=settings.incoming_seconds))
     failed_before = now - timedelta(seconds=settings.failed_seconds)
     cleared.forgotten = lifecycle.forget(facility, failed_before, _AT_ONCE)
+    cleared.loose = lifecycle.clear_stale_loose(facility, stale, _AT_ONCE)
+    leases.forget(facility, _AT_ONCE)
     idempotency.forget(facility, now - timedelta(seconds=settings.idempotency_seconds))
+    cleared.jobs = jobs.expire(facility)
+    kept = timedelta(seconds=facility.settings.jobs.keep_seconds)
+    cleared.jobs += jobs.forget(facility, now - kept)
     return cleared
-
-
-def run(facility: Facility, stop: threading.Event, note: Callable[[Cleared], None]) -> None:
-    """Rounds until ``stop`` is set; a failing round is logged and the next one tries again."""
-    interval = facility.settings.housekeeping.interval_seconds
-    due = time.monotonic()  # the first round comes soon: it clears what a crash has left
-    while not stop.wait(min(interval, _LONGEST_WAIT_SECONDS)):
-        try:
-            if time.monotonic() >= due:
-                note(clean(facility))
-                due = time.monotonic() + interval
-        except Exception:
-            log.exception("housekeeping failed; it will be tried again")
 
 
 def _rows(facility: Facility, state: str, touched_before: datetime) -> list[ProductEntry]:

@@ -38,7 +38,7 @@ from admin_api.storage.mounts import Mounts
 log = logging.getLogger(__name__)
 
 _RECORDS = ".products"
-_WATCH_SECONDS = 10.0
+WATCH_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,28 +71,33 @@ class Situation:
 
 def situation(catalog: Catalog, mounts: Mounts, path: str) -> Situation:
     """Look at both sides; raises what store and catalog raise."""
-    marker = _newest(mounts, path)
     with catalog.reading() as session:
         rows = {row.mount: row for row in session.scalars(select(Store))}
         row = rows.pop(path, None)
+        catalog_id = session.scalars(select(Identity.catalog_id)).one()
         existed = select(Product.pk).where(Product.available_at.is_not(None)).limit(1)
         is_used = session.scalar(existed) is not None
-        twins = [
-            mount
-            for mount, other in rows.items()
-            if marker is not None and other.store_id == marker.store and mount in mounts.stores
-        ]
-        return Situation(
-            path=path,
-            where=mounts.gates[path].where,
-            catalog=session.scalars(select(Identity.catalog_id)).one(),
-            store=row.store_id if row else None,
-            marker=marker,
-            has_products=is_used
-            and session.scalar(existed.where(_on_mount(mounts, path))) is not None,
-            is_used=is_used,
-            twin=twins[0] if twins and row is None else None,
+        has_products = (
+            is_used and session.scalar(existed.where(_on_mount(mounts, path))) is not None
         )
+    # After the catalog: a process that takes a new store writes the marker first and the row then,
+    # so whoever sees the row sees the marker, too.
+    marker = _newest(mounts, path)
+    twins = [
+        mount
+        for mount, other in rows.items()
+        if marker is not None and other.store_id == marker.store and mount in mounts.stores
+    ]
+    return Situation(
+        path=path,
+        where=mounts.gates[path].where,
+        catalog=catalog_id,
+        store=row.store_id if row else None,
+        marker=marker,
+        has_products=has_products,
+        is_used=is_used,
+        twin=twins[0] if twins and row is None else None,
+    )
 
 
 def look(catalog: Catalog, mounts: Mounts, path: str) -> Expected:
@@ -131,12 +136,17 @@ def look_at_all(mounts: Mounts, seconds: float) -> None:
 
 def watch(mounts: Mounts, stop: threading.Event) -> None:
     """Look again and again until ``stop`` is set: a bucket tells only those who ask."""
-    while not stop.wait(_WATCH_SECONDS):
-        for gate in mounts.gates.values():
-            try:
-                gate.refresh()
-            except Exception:
-                log.exception("a look at the store failed; it will be tried again")
+    while not stop.wait(WATCH_SECONDS):
+        look_again(mounts)
+
+
+def look_again(mounts: Mounts) -> None:
+    """Look at every mount once more."""
+    for gate in mounts.gates.values():
+        try:
+            gate.refresh()
+        except Exception:
+            log.exception("a look at the store failed; it will be tried again")
 
 
 def take_back(catalog: Catalog, mounts: Mounts) -> None:
@@ -216,6 +226,8 @@ def report(catalog: Catalog, mounts: Mounts, path: str | None) -> Iterator[tuple
 def _refuse_doubtful(mounts: Mounts, seen: Situation) -> None:
     """A store without a marker is new, unless catalog and store do not fit each other."""
     has_records = _has_records(mounts, seen.path)
+    if has_records and _newest(mounts, seen.path) is not None:
+        return  # somebody has taken it, and stored in it, since the marker was looked for
     if seen.has_products and not has_records:
         raise WrongStore(
             f"The store is not mounted at {seen.where}: the catalog knows products there, and the "

@@ -1,6 +1,6 @@
 """Ingesting one product by reference: from a source into the store, or registered in place.
 
-Called by ``web/products.py``.
+Called by ``web/products.py``, and by ``bulk.py`` for the items of jobs.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from urllib.parse import unquote
 
-from admin_api.errors import InvalidRequest
+from admin_api.errors import InvalidRequest, SizeMismatch
+from admin_api.products.names import check_name
 from admin_api.services import incoming, reception, registration
 from admin_api.services.access import Principal
 from admin_api.services.archives import split_suffix
 from admin_api.services.facility import Facility
 from admin_api.services.reception import Comparing, Reception
 from admin_api.services.sources import Found, SourceFile, Sources
+from admin_api.services.transfers import Hold, Kind, Need
 from admin_api.services.unpacking import receive_archive, require_named_mission
 from admin_api.services.wishes import Expected, Outcome, Wish
 from admin_api.uris import shown
@@ -51,6 +53,45 @@ def ingest(facility: Facility, principal: Principal, wish: Wish, order: Order) -
     server calls the file.
     Raises the errors of sources, reception and store; nothing is left behind by any of them.
     """
+    _require_sense(order)
+    find, close = _finder(facility, principal, order)
+    try:
+        return _ingest(facility, principal, wish, order, find)
+    finally:
+        close()
+
+
+def look(facility: Facility, principal: Principal, wish: Wish, order: Order) -> tuple[str, int]:
+    """Name of the product and bytes of its files as the source tells them; nothing is read.
+
+    Raises what ``ingest`` would for the order itself, for its sources, and for stated sizes.
+    """
+    _require_sense(order)
+    find, close = _finder(facility, principal, order)
+    try:
+        name = wish.name or _name_from(order, find)
+        if order.unpack:
+            name = split_suffix(name)[0]
+        check_name(name)
+        require_named_mission(principal, name, order.unpack)
+        if order.register:
+            keys = _in_place(facility, name, order)
+            registration.admit(facility, principal, [key for key, _ in keys.values()])
+            sizes = [facility.storage.stat(key).size for key, _ in keys.values()]
+            told = [expected.size for _, expected in keys.values()]
+        else:
+            files, expected = _files(find, name, order)
+            sizes = [file.size or 0 for file in files]
+            told = [expected.get(file.path, Expected()).size for file in files]
+        for size, said in zip(sizes, told, strict=True):
+            if said is not None and size and said != size:
+                raise SizeMismatch(f"The source has {size} bytes; {said} were announced.")
+        return name, sum(sizes)
+    finally:
+        close()
+
+
+def _require_sense(order: Order) -> None:
     if (order.source is None) == (not order.references):
         raise InvalidRequest("Name either one source or the files, not both and not neither.")
     if order.register and order.unpack:
@@ -58,8 +99,13 @@ def ingest(facility: Facility, principal: Principal, wish: Wish, order: Order) -
     if not order.register:
         for uri, expected in _stated(order):
             incoming.require_stated(uri, expected)
-    sources = Sources(facility.settings.sources, facility.settings.limits)
 
+
+def _finder(
+    facility: Facility, principal: Principal, order: Order
+) -> tuple[Finder, Callable[[], None]]:
+    """What finds sources, each once, and what is to be called when all are read."""
+    sources = Sources(facility.settings.sources, facility.settings.limits)
     known: dict[str, Found] = {}
 
     def find(uri: str) -> Found:
@@ -70,11 +116,11 @@ def ingest(facility: Facility, principal: Principal, wish: Wish, order: Order) -
                 known[uri] = sources.find(uri, ask=order.source is not None)
         return known[uri]
 
-    try:
-        return _ingest(facility, principal, wish, order, find)
-    finally:
+    def close() -> None:
         for found in known.values():
             found.close()
+
+    return find, close
 
 
 def _ingest(
@@ -106,12 +152,16 @@ def _ingest_files(
     facility: Facility, principal: Principal, wish: Wish, order: Order, find: Finder
 ) -> Outcome:
     files, expected = _files(find, wish.name, order)
-    with reception.begin(facility, principal, wish) as receiving:
+    sizes = [expected.get(file.path, Expected()).size for file in files]
+    with (
+        _shares(facility, sizes) as shares,
+        reception.begin(facility, principal, wish) as receiving,
+    ):
         if isinstance(receiving, Comparing) and receiving.matches(expected):
             return receiving.existing()
         _copy(
             [_storing(receiving, file, expected.get(file.path, Expected())) for file in files],
-            facility.settings.limits.parallel_files,
+            shares.count,
         )
         return receiving.commit()
 
@@ -159,30 +209,49 @@ def _ingest_archive(
             "one by another name, give the archive's name as the product's (NAME.zip)."
         )
     expected = _narrowed(order.expected, found.files[0].size)
-    return receive_archive(facility, principal, wish, kind, found.files[0], expected)
+    with _shares(facility, [None]):
+        return receive_archive(facility, principal, wish, kind, found.files[0], expected)
 
 
 def _register(facility: Facility, principal: Principal, wish: Wish, order: Order) -> Outcome:
     """Take in files that are in the store already: read and checked, not copied."""
-    if order.source is not None:
-        found = registration.in_place(facility, wish.name, order.source, order.expected)
-    else:
-        found = {
-            item.path: (registration.key_of(facility, item.source), item.expected)
-            for item in order.references
-        }
+    found = _in_place(facility, wish.name, order)
     keys = {path: key for path, (key, _) in found.items()}
     directory = registration.admit(facility, principal, list(keys.values()))
     wish = replace(wish, registered_in=directory)
-    with reception.register(facility, principal, wish, keys) as receiving:
+    with (
+        _shares(facility, [0] * len(keys)) as shares,
+        reception.register(facility, principal, wish, keys) as receiving,
+    ):
         _copy(
             [
                 _storing(receiving, registration.source_file(facility, path, key), expected)
                 for path, (key, expected) in found.items()
             ],
-            facility.settings.limits.parallel_files,
+            shares.count,
         )
         return receiving.commit()
+
+
+def _in_place(facility: Facility, name: str, order: Order) -> dict[str, tuple[str, Expected]]:
+    """Path in the product -> key in the store and what is expected of the file."""
+    if order.source is not None:
+        return registration.in_place(facility, name, order.source, order.expected)
+    return {
+        item.path: (registration.key_of(facility, item.source), item.expected)
+        for item in order.references
+    }
+
+
+def _shares(facility: Facility, sizes: Sequence[int | None]) -> Hold:
+    """Room for copying files of these sizes, as many side by side as there is room for now."""
+    known = [size for size in sizes if size is not None]
+    largest = max(known, default=0) if len(known) == len(sizes) else None
+    storage = facility.storage
+    reading = min(storage.read_memory(), largest or storage.read_memory())
+    need = Need(memory=storage.put_memory(largest) + reading, sources=1)
+    most = min(len(sizes), facility.settings.limits.parallel_files)
+    return facility.transfers.take_some(Kind.INGEST, need, most)
 
 
 def _storing(receiving: Reception, file: SourceFile, expected: Expected) -> Callable[[], object]:

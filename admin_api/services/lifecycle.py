@@ -8,14 +8,15 @@
                                   └───────────────bury──────────────────────────► removed
 
 A transition is one guarded ``UPDATE ... RETURNING``, for one product or for many, with its events
-in the same transaction: of two who try the same, one is told that it came too late.  Between two
-transitions lies what the store is told: data, then the record (``claim`` to ``promote``); the
-record, then the bytes go (``retire`` to ``bury``).  Whether a commit happened is decided by the
-store alone (``settle``).  Numbers of generations and of statements are taken in the catalog first
-and are never given twice; times are the database's.
+and the sums of ``catalog/usage.py`` in the same transaction: of two who try the same, one is told
+that it came too late.  Between two transitions lies what the store is told: data, then the record
+(``claim`` to ``promote``); the record, then the bytes go (``retire`` to ``bury``).  Whether a
+commit happened is decided by the store alone (``settle``).  Numbers of generations and of
+statements are taken in the catalog first and are never given twice; times are the database's.
 
 Called by ``reception``, ``uploads``, ``removal`` and ``housekeeping``; calls ``records`` for the
-store's side.
+store's side.  An available product can get and lose files (``extend``, ``withdraw``): a statement
+with the next number says what it consists of then; its keys never change their bytes.
 """
 
 from __future__ import annotations
@@ -24,26 +25,54 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
-from sqlalchemy import ColumnElement, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Table,
+    and_,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    not_,
+    or_,
+    select,
+    tuple_,
+    union_all,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from admin_api.catalog import clock, entries, events
+from admin_api.catalog import clock, entries, events, usage
 from admin_api.catalog.entries import FileEntry, ProductEntry
 from admin_api.catalog.events import SYSTEM, Actor, Happening
-from admin_api.catalog.models import File, Forgotten, Product, State
+from admin_api.catalog.models import (
+    File,
+    Forgotten,
+    Lease,
+    LeasedProduct,
+    LooseKey,
+    Product,
+    State,
+)
 from admin_api.errors import (
     AlreadyExists,
     CatalogBehind,
     Forbidden,
     Held,
     InProgress,
+    InvalidKey,
+    Leased,
     NoSpace,
     NotFound,
     ProductExists,
@@ -51,6 +80,7 @@ from admin_api.errors import (
     StorageManagerError,
 )
 from admin_api.keys import check_key
+from admin_api.products.digests import list_digest
 from admin_api.products.names import directory_of, parse_name
 from admin_api.products.records import Statement
 from admin_api.services import records
@@ -62,10 +92,20 @@ log = logging.getLogger(__name__)
 
 _COMMIT_WAIT_SECONDS = 15.0
 _RACE_ATTEMPTS = 20
+_RACE_SECONDS = 0.1
 _SWEPT_AT_ONCE = 500
-#: Causes of attempts that came to nothing without anybody's fault.
+_KEYS_AT_ONCE = 5000
+#: So many keys are listed for each directory that would be looked at by a request of its own.
+_NEIGHBOURS = 20
+#: Directories that are listed side by side.
+_SWEEPERS = 8
+#: Causes of attempts that came to nothing without anybody's fault; of one whose directory was
+#: ``TAKEN`` nothing lies there.
 _DUPLICATE = "duplicate"
-_TAKEN = "directory taken"
+TAKEN = "directory taken"
+
+_TABLE = cast("Table", Product.__table__)
+_COLUMNS = tuple(_TABLE.c[item.key] for item in entries.PRODUCT)
 
 
 # -- transitions ---------------------------------------------------------------------------------
@@ -94,8 +134,11 @@ def _is(attempt: ProductEntry, *states: str) -> list[ColumnElement[bool]]:
 
 
 def _may_go() -> ColumnElement[bool]:
-    return Product.hold_reason.is_(None) & or_(
-        Product.retention_until.is_(None), Product.retention_until <= clock.now()
+    """Neither held nor retained nor leased (promise I11)."""
+    return and_(
+        Product.hold_reason.is_(None),
+        or_(Product.retention_until.is_(None), Product.retention_until <= clock.now()),
+        or_(Product.leased_until.is_(None), Product.leased_until <= clock.now()),
     )
 
 
@@ -108,7 +151,7 @@ def _give_up(
         [Product.state == State.RECEIVING, *where],
         {"state": State.REMOVING, "removed_by": actor.subject, "removed_cause": cause},
     )
-    if cause not in (_DUPLICATE, _TAKEN):
+    if cause not in (_DUPLICATE, TAKEN):
         events.append(
             session, actor, [Happening("ingest.failed", item, {"cause": cause}) for item in found]
         )
@@ -131,6 +174,7 @@ def _retire(
             "successor": None,
         },
     )
+    usage.go(session, found)
     events.append(
         session, actor, [Happening("product.removed", item, {"cause": cause}) for item in found]
     )
@@ -170,6 +214,16 @@ def _bury(session: Session, pk: int, number: int) -> None:
         session.execute(delete(File).where(File.product_pk == pk))
 
 
+def _bury_many(session: Session, pks: Sequence[int]) -> None:
+    """As ``_bury``, for products whose removals are recorded under their own numbers."""
+    buried = _move(
+        session,
+        [Product.pk.in_(pks), Product.state == State.REMOVING],
+        {"state": State.REMOVED, "recorded": Product.number},
+    )
+    session.execute(delete(File).where(File.product_pk.in_([item.pk for item in buried])))
+
+
 # -- beginning -----------------------------------------------------------------------------------
 def begin(
     facility: Facility, principal: Principal, wish: Wish, compare: bool = False
@@ -181,39 +235,111 @@ def begin(
     another product, InProgress when too many begin at once.
     """
     storage = facility.settings.storage
-    base = directory_of(wish.name, storage.key_template, storage.unsorted_template)
+    base = wish.directory or directory_of(
+        wish.name, storage.key_template, storage.unsorted_template
+    )
     facility.storage.require_at(f"{wish.registered_in or base}/")
+    asked = _Beginning(principal, wish, base, compare)
     for _ in range(_RACE_ATTEMPTS):
         try:
-            with facility.catalog.writing() as session:
-                existing = _available(session, wish.name)
-                if existing is not None:
-                    _refuse(session, existing, principal, wish, early=True)
-                    if wish.policy is Policy.SKIP and compare:
-                        return existing
-                attempt = _reserve(session, principal, wish, base, existing)
+            attempt: ProductEntry = facility.beginnings.do(asked, partial(_begin_all, facility))
         except IntegrityError:
             continue  # somebody else took that generation number
+        if attempt.state == State.AVAILABLE:
+            return attempt
         if wish.registered_in is not None or not _is_taken(facility, attempt.directory):
             return attempt
         # The store knows this generation and the catalog does not (it was lost, or restored
         # from a backup): leave those objects alone and take the next number.
         with facility.catalog.writing() as session:
-            _give_up(session, [Product.pk == attempt.pk], principal.actor, _TAKEN)
+            _give_up(session, [Product.pk == attempt.pk], principal.actor, TAKEN)
             _bury(session, attempt.pk, 0)
     raise InProgress(f"Too many ingests of {wish.name!r} begin at once; try again.")
 
 
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    """An attempt to begin; ``base`` is the directory of its first generation."""
+
+    principal: Principal
+    wish: Wish
+    base: str
+    compare: bool
+
+
+def _begin_all(
+    facility: Facility, asked: Sequence[_Beginning]
+) -> Sequence[ProductEntry | BaseException]:
+    """Each one's attempt, or the product in place, or what refuses it: in one transaction.
+
+    If that fails for one of them, which another process can bring about, each has its own.
+    """
+    if len({one.wish.name for one in asked}) == len(asked):
+        with (
+            contextlib.suppress(IntegrityError, InvalidKey),
+            facility.catalog.writing() as session,
+        ):
+            return _begin_in(session, asked)
+    found: list[ProductEntry | BaseException] = []
+    for one in asked:
+        try:
+            with facility.catalog.writing() as session:
+                found += _begin_in(session, [one])
+        except (IntegrityError, StorageManagerError) as error:
+            found.append(error)
+    return found
+
+
+def _begin_in(session: Session, asked: Sequence[_Beginning]) -> list[ProductEntry | BaseException]:
+    there = _available_of(session, [one.wish.name for one in asked])
+    found: list[ProductEntry | BaseException | None] = []
+    for one in asked:
+        existing = there.get(one.wish.name)
+        try:
+            if existing is not None:
+                _refuse(session, existing, one.principal, one.wish, early=True)
+            elif one.wish.product_id is not None:
+                _refuse_other_name(session, one.principal, one.wish)
+        except StorageManagerError as error:
+            found.append(error)
+        else:
+            is_enough = one.wish.policy is Policy.SKIP and one.compare
+            found.append(existing if is_enough else None)
+    beginning = [one for one, answer in zip(asked, found, strict=True) if answer is None]
+    begun = iter(_reserve(session, beginning, there))
+    return [answer if answer is not None else next(begun) for answer in found]
+
+
 def _reserve(
-    session: Session, principal: Principal, wish: Wish, base: str, existing: ProductEntry | None
-) -> ProductEntry:
-    product_id = wish.product_id or (existing.id if existing else uuid.uuid4().hex)
-    if existing is None and wish.product_id is not None:
-        _refuse_other_name(session, principal, wish)
-    generation = _next_generation(session, wish.name)
-    parsed = parse_name(wish.name)
+    session: Session, beginning: Sequence[_Beginning], there: Mapping[str, ProductEntry]
+) -> list[ProductEntry]:
+    """Rows ``receiving``, in the order of ``beginning``."""
+    if not beginning:
+        return []
+    last = _last_generations(session, [one.wish.name for one in beginning])
     now = clock.read(session)
-    values = {
+    rows: list[dict[str, Any]] = []
+    for one in beginning:
+        generation = last.get(one.wish.name, 0) + 1
+        first = generation == 1
+        if one.wish.directory is not None:  # not of the name: others may have had it
+            had = select(Product.pk).where(Product.directory == one.base).limit(1)
+            first = session.scalar(had) is None
+            first = first and all(row["directory"] != one.base for row in rows)
+        base = one.base if first else f"{one.base}@{generation}"
+        rows.append(_row(one, there.get(one.wish.name), generation, base, now))
+    found = session.connection().execute(_TABLE.insert().returning(*_COLUMNS), rows)
+    made = {attempt.attempt: attempt for attempt in (ProductEntry(*row) for row in found)}
+    return [made[row["attempt"]] for row in rows]
+
+
+def _row(
+    one: _Beginning, existing: ProductEntry | None, generation: int, directory: str, now: datetime
+) -> dict[str, Any]:
+    principal, wish = one.principal, one.wish
+    product_id = wish.product_id or (existing.id if existing else uuid.uuid4().hex)
+    parsed = parse_name(wish.name)
+    return {
         "id": product_id,
         "name": wish.name,
         "generation": generation,
@@ -225,8 +351,7 @@ def _reserve(
         "sensing_stop": parsed.sensing_stop if parsed else None,
         "size": 0,
         "file_count": 0,
-        "directory": wish.registered_in
-        or check_key(base if generation == 1 else f"{base}@{generation}"),
+        "directory": wish.registered_in or check_key(directory),
         "registered": wish.registered_in is not None,
         "level": wish.level,
         "source": wish.source,
@@ -234,27 +359,23 @@ def _reserve(
         "created_at": now,
         "touched_at": now,
         "retention_until": wish.retention_until,
-        "attempt": uuid.uuid4().hex,
+        "attempt": f"{wish.mark or ''}{uuid.uuid4().hex}",
         "recorded": 0,
     }
-    made = entries.first_of(
-        ProductEntry, session, insert(Product).values(values).returning(*entries.PRODUCT)
-    )
-    assert made is not None
-    return made
 
 
 def _next_generation(session: Session, name: str) -> int:
-    given = select(func.max(Product.generation)).where(Product.name == name)
-    forgotten = select(Forgotten.generation).where(Forgotten.name == name)
+    return _last_generations(session, [name]).get(name, 0) + 1
+
+
+def _last_generations(session: Session, names: Sequence[str]) -> dict[str, int]:
+    """The highest generation that was given under each name."""
     # One statement, so that a row that is forgotten meanwhile is counted once or the other way.
-    last = session.execute(
-        select(
-            func.coalesce(given.scalar_subquery(), 0),
-            func.coalesce(forgotten.scalar_subquery(), 0),
-        )
-    ).one()
-    return int(max(last)) + 1
+    given = select(Product.name, Product.generation).where(Product.name.in_(names))
+    forgotten = select(Forgotten.name, Forgotten.generation).where(Forgotten.name.in_(names))
+    both = union_all(given, forgotten).subquery()
+    query = select(both.c.name, func.max(both.c.generation)).group_by(both.c.name)
+    return {name: int(generation) for name, generation in session.execute(query)}
 
 
 def _refuse_other_name(session: Session, principal: Principal, wish: Wish) -> None:
@@ -292,6 +413,7 @@ def _refuse(
                 "needs the scope 'remove', too."
             )
         refuse_kept(existing, clock.read(session))
+        refuse_leased(session, existing)
 
 
 def refuse_other(facility: Facility, principal: Principal, wish: Wish, digest: str) -> None:
@@ -322,8 +444,45 @@ def refuse_kept(product: ProductEntry, now: datetime) -> None:
         )
 
 
+def foresee(facility: Facility, principal: Principal, wish: Wish) -> ProductEntry | None:
+    """The product that has the name; raises what ``begin`` would, and changes nothing."""
+    with facility.catalog.reading() as session:
+        existing = _available(session, wish.name)
+        if existing is not None:
+            _refuse(session, existing, principal, wish, early=True)
+        elif wish.product_id is not None:
+            _refuse_other_name(session, principal, wish)
+        return existing
+
+
+def of_name(facility: Facility, name: str) -> ProductEntry | None:
+    """The available product that has the name."""
+    with facility.catalog.reading() as session:
+        return _available(session, name)
+
+
+def refuse_leased(session: Session, product: ProductEntry) -> None:
+    """Raise Leased for a product that somebody works with under a lease."""
+    until = session.scalar(
+        select(Product.leased_until).where(
+            Product.pk == product.pk, Product.leased_until > clock.now()
+        )
+    )
+    if until is not None:
+        raise Leased(
+            f"The product {product.name!r} is in use under a lease until {until.isoformat()}, or "
+            "longer if that is renewed. Try again when it has ended.",
+            expires_at=until.isoformat(),
+        )
+
+
 def _is_taken(facility: Facility, directory: str) -> bool:
     return next(iter(facility.storage.list(directory)), None) is not None
+
+
+def _available_of(session: Session, names: Sequence[str]) -> dict[str, ProductEntry]:
+    query = entries.products().where(Product.name.in_(names), Product.state == State.AVAILABLE)
+    return {product.name: product for product in entries.all_of(ProductEntry, session, query)}
 
 
 def _available(session: Session, name: str) -> ProductEntry | None:
@@ -370,7 +529,10 @@ def commit(
     store still has it.  Raises ProductExists, Held, Retained, InProgress, CatalogBehind, and what
     store and catalog raise; after an error of the store the commit is settled here or later.
     """
-    claimed = _claim(facility, principal, wish, attempt, files, digest, is_sound)
+    asked = _Claiming(attempt, files, digest)
+    claimed: ProductEntry | None = facility.claims.do(asked, partial(_claim_all, facility))
+    if claimed is None:
+        claimed = _claim(facility, principal, wish, attempt, files, digest, is_sound)
     statement = records.describe(facility, claimed, files, 1).model_copy(
         update={"available_at": claimed.touched_at}
     )
@@ -397,6 +559,89 @@ def commit(
             "from a backup; look at the product."
         )
     return Committed(product, stored, retired is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Claiming:
+    """A commit to begin."""
+
+    attempt: ProductEntry
+    files: Sequence[FileEntry]
+    digest: str
+
+
+class _NotPlainError(Exception):
+    """One of the claims needs a decision of its own; undoes the transaction."""
+
+
+def _claim_all(facility: Facility, asked: Sequence[_Claiming]) -> Sequence[ProductEntry | None]:
+    """Receiving -> committing, in one transaction, where nobody else has or had the name.
+
+    None for all that this cannot be said of: ``_claim`` decides on them one by one.
+    """
+    with facility.catalog.reading() as session:
+        names = [one.attempt.name for one in asked]
+        last = _last_existing(session, names)
+    plain = [
+        one for one in asked if names.count(one.attempt.name) == 1 and one.attempt.name not in last
+    ]
+    claimed: dict[int, ProductEntry] = {}
+    if plain:
+        with (
+            contextlib.suppress(IntegrityError, _NotPlainError),
+            facility.catalog.writing() as session,
+        ):
+            claimed = _enter_commits(session, plain)
+    return [claimed.get(one.attempt.pk) for one in asked]
+
+
+def _enter_commits(session: Session, asked: Sequence[_Claiming]) -> dict[int, ProductEntry]:
+    by_pk = {one.attempt.pk: one for one in asked}
+    claimed = _move(
+        session,
+        [
+            Product.pk.in_(by_pk),
+            Product.attempt.in_([one.attempt.attempt for one in asked]),
+            Product.state == State.RECEIVING,
+        ],
+        {"state": State.COMMITTING, "number": 1},
+    )
+    known = select(File.product_pk).where(File.product_pk.in_(by_pk)).limit(1)
+    if len(claimed) < len(asked) or session.scalars(known).first() is not None:
+        raise _NotPlainError
+    # In this order, as ``_claim``: who has the place in the commit rules over the name.
+    if _last_existing(session, [one.attempt.name for one in asked]):
+        raise _NotPlainError
+    sums: dict[int, dict[str, Any]] = {
+        pk: {
+            "size": sum(file.size for file in one.files),
+            "file_count": len(one.files),
+            "list_digest": one.digest,
+        }
+        for pk, one in by_pk.items()
+    }
+    _set_each(session, sums)
+    add_files(session, [file for one in asked for file in one.files])
+    return {product.pk: replace(product, **sums[product.pk]) for product in claimed}
+
+
+def _set_each(session: Session, values: Mapping[int, Mapping[str, Any]]) -> None:
+    """Values of their own for rows that the transaction has moved."""
+    names = next(iter(values.values()))
+    statement = _TABLE.update().where(_TABLE.c.pk == bindparam("row"))
+    session.connection().execute(
+        statement.values({name: bindparam(f"new_{name}") for name in names}),
+        [
+            {"row": pk, **{f"new_{name}": value for name, value in row.items()}}
+            for pk, row in values.items()
+        ],
+    )
+
+
+def _last_existing(session: Session, names: Sequence[str]) -> set[str]:
+    """Which of the names a product has, or had."""
+    query = select(Product.name).where(Product.name.in_(names), Product.available_at.is_not(None))
+    return set(session.scalars(query))
 
 
 def _claim(
@@ -534,6 +779,9 @@ def promote(
 
     Returns the retired generation.  Does nothing if somebody else has done it already.
     """
+    asked = _Promoting(attempt, actor, available_at)
+    if facility.promotions.do(asked, partial(_promote_all, facility)):
+        return None
     retired: list[ProductEntry] = []
     with contextlib.suppress(_TooLateError), facility.catalog.writing() as session:
         retired = _retire(
@@ -554,11 +802,64 @@ def promote(
         )
         if not promoted:
             raise _TooLateError
+        usage.come(session, promoted)
         events.append(session, actor, [_told(promoted[0], replaced=bool(retired))])
     for old in retired:
         with contextlib.suppress(StorageManagerError):  # housekeeping finishes it
             finish(facility, old.pk)
     return retired[0] if retired else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Promoting:
+    """A commit whose record is in the store."""
+
+    attempt: ProductEntry
+    actor: Actor
+    available_at: datetime | None
+
+
+def _promote_all(facility: Facility, asked: Sequence[_Promoting]) -> Sequence[bool]:
+    """Committing -> available, in one transaction, where no generation before is there to retire.
+
+    False for all that this cannot be said of.
+    """
+    plain = [one for one in asked if one.available_at is not None]
+    promoted: set[int] = set()
+    if plain:
+        with (
+            contextlib.suppress(IntegrityError, _NotPlainError),
+            facility.catalog.writing() as session,
+        ):
+            promoted = _promote_in(session, plain)
+    return [one.attempt.pk in promoted for one in asked]
+
+
+def _promote_in(session: Session, asked: Sequence[_Promoting]) -> set[int]:
+    if _available_of(session, [one.attempt.name for one in asked]):
+        raise _NotPlainError
+    times: dict[int, dict[str, Any]] = {
+        one.attempt.pk: {"available_at": one.available_at} for one in asked
+    }
+    moved = _move(
+        session,
+        [
+            Product.pk.in_(times),
+            Product.attempt.in_([one.attempt.attempt for one in asked]),
+            Product.state == State.COMMITTING,
+        ],
+        {"state": State.AVAILABLE, "number": 1, "recorded": 1},
+    )
+    if len(moved) < len(asked):
+        raise _NotPlainError
+    _set_each(session, times)
+    promoted = [replace(product, **times[product.pk]) for product in moved]
+    usage.come(session, promoted)
+    actors = {one.attempt.pk: one.actor for one in asked}
+    for actor in dict.fromkeys(actors.values()):
+        mine = [product for product in promoted if actors[product.pk] == actor]
+        events.append(session, actor, [_told(product, replaced=False) for product in mine])
+    return {product.pk for product in promoted}
 
 
 class _TooLateError(Exception):
@@ -805,10 +1106,13 @@ def _adopt(facility: Facility, attempt: ProductEntry, record: Statement) -> bool
 
 
 # -- removing ------------------------------------------------------------------------------------
-def remove(facility: Facility, product: ProductEntry, actor: Actor, cause: str) -> None:
-    """Available -> removing -> removed.
+def remove(
+    facility: Facility, product: ProductEntry, actor: Actor, cause: str, unchanged: bool = False
+) -> None:
+    """Available -> removing -> removed; with ``unchanged`` only as ``product`` says that it is.
 
-    Raises Held, Retained, and Unavailable where the store is not there.  If it fails later the
+    Raises Held, Retained, Leased, InProgress for one that has changed, and Unavailable where the
+    store is not there.  If it fails later the
     product is gone for everybody all the same, its state stays ``removing``, and housekeeping
     finishes the work.
     """
@@ -816,17 +1120,121 @@ def remove(facility: Facility, product: ProductEntry, actor: Actor, cause: str) 
 
     def retire() -> list[ProductEntry]:
         with facility.catalog.writing() as session:
-            return _retire(session, [Product.pk == product.pk, _may_go()], actor, cause)
+            where = [Product.pk == product.pk, _may_go()]
+            if unchanged:
+                where.append(Product.number == product.number)
+            return _retire(session, where, actor, cause)
 
     if not facility.reserve.spend_on(retire):
         with facility.catalog.reading() as session:
             now = entries.product(session, product.pk)
             if now is not None and now.state == State.AVAILABLE:
                 refuse_kept(now, clock.read(session))
+                refuse_leased(session, now)
+                if unchanged:
+                    raise InProgress("The product has changed meanwhile; try again.")
     try:
         facility.reserve.spend_on(lambda: finish(facility, product.pk))
     except StorageManagerError:
         log.exception("removal goes on in housekeeping", extra={"product": product.id})
+
+
+def remove_many(
+    facility: Facility, products: Sequence[ProductEntry], actor: Actor, cause: str
+) -> None:
+    """Available -> removing -> removed, for some hundred products at once.
+
+    What is held, retained or not available any more stays as it is.  What a store does not let go
+    now stays ``removing`` and is housekeeping's, as after ``remove``.
+    """
+    pks = [product.pk for product in products]
+
+    def retire() -> list[ProductEntry]:
+        with facility.catalog.writing() as session:
+            return _retire(session, [Product.pk.in_(pks), _may_go()], actor, cause)
+
+    retired = facility.reserve.spend_on(retire)
+    try:
+        facility.reserve.spend_on(lambda: _finish_many(facility, retired))
+    except StorageManagerError:
+        log.exception("removals go on one by one", extra={"products": len(retired)})
+        for product in retired:
+            try:
+                finish(facility, product.pk)
+            except StorageManagerError:
+                log.exception("removal goes on in housekeeping", extra={"product": product.id})
+
+
+def _finish_many(facility: Facility, products: Sequence[ProductEntry]) -> None:
+    """As ``finish``, for products that existed: one record, and few requests to the stores."""
+    if not products:
+        return
+    try:
+        _record_removals(facility, products)
+        _clear_many(facility, products)
+    except NoSpace:
+        _clear_many(facility, products)
+        _record_removals(facility, products)
+    with facility.catalog.writing() as session:
+        _bury_many(session, [product.pk for product in products])
+
+
+def _record_removals(facility: Facility, products: Sequence[ProductEntry]) -> None:
+    by_mount: dict[str, list[Statement]] = {}
+    for product in products:
+        statement = records.describe(facility, product, (), product.number, "removed")
+        by_mount.setdefault(records.mount_path(facility, product), []).append(statement)
+    for mount, statements in by_mount.items():
+        records.write_removals(facility, mount, statements)
+
+
+def _clear_many(facility: Facility, products: Sequence[ProductEntry]) -> None:
+    """The bytes go, and what else lies in the products' directories."""
+    owned = [product for product in products if not product.registered]
+    facility.storage.delete_many(_keys_of(facility, [product.pk for product in owned]))
+    by_parent: dict[str, list[ProductEntry]] = {}
+    for product in owned:
+        by_parent.setdefault(product.directory.rpartition("/")[0], []).append(product)
+    for parent, group in by_parent.items():
+        _sweep_many(facility, parent, group)
+
+
+def _keys_of(facility: Facility, pks: Sequence[int]) -> Iterator[str]:
+    """The keys of the files of products, page by page and directory by directory."""
+    place: tuple[int, str] = (0, "")
+    while True:
+        query = (
+            select(File.product_pk, File.path, File.key)
+            .where(File.product_pk.in_(pks), tuple_(File.product_pk, File.path) > place)
+            .order_by(File.product_pk, File.path)
+            .limit(_KEYS_AT_ONCE)
+        )
+        with facility.catalog.reading() as session:
+            page = session.execute(query).all()
+        yield from (key for _, _, key in page)
+        if len(page) < _KEYS_AT_ONCE:
+            return
+        place = (page[-1][0], page[-1][1])
+
+
+def _sweep_many(facility: Facility, parent: str, products: Sequence[ProductEntry]) -> None:
+    """As ``sweep``, for neighbours in ``parent``: by one listing if little else is there."""
+    left: dict[str, list[str]] = {product.directory: [] for product in products}
+    most = _NEIGHBOURS * len(products)
+    if parent and len(products) > 1:
+        for count, stat in enumerate(facility.storage.list(parent)):
+            name = stat.key[len(parent) + 1 :].partition("/")[0]
+            left.get(f"{parent}/{name}", []).append(stat.key)
+            if count == most:
+                break
+        else:
+            for product in products:
+                keys = _ownerless(facility, product, left[product.directory])
+                facility.storage.delete_many(keys)
+            return
+    with ThreadPoolExecutor(_SWEEPERS, thread_name_prefix="sweep") as pool:
+        for _ in pool.map(lambda product: sweep(facility, product), products):
+            pass  # raises what a sweep has raised
 
 
 def finish(facility: Facility, pk: int) -> None:
@@ -953,17 +1361,32 @@ def keep(
     return replace(kept[0], number=number, recorded=number)
 
 
+def _as_it_is(
+    facility: Facility, product: ProductEntry
+) -> tuple[ProductEntry, Sequence[FileEntry]]:
+    """An available product and its files, of one moment."""
+    for _ in range(_RACE_ATTEMPTS):
+        with facility.catalog.reading() as session:
+            now = entries.product(session, product.pk)
+            files = entries.files_of(session, product.pk)
+        if now is None or now.state != State.AVAILABLE:
+            break
+        digest = list_digest((file.path, file.size, file.sha256) for file in files)
+        if now.list_digest in (None, digest):
+            return now, files
+    raise InProgress("The product is being changed or removed; look at it again.")
+
+
 def record_kept(facility: Facility, product: ProductEntry) -> int:
     """Write down in the store what the catalog has decided about an available product.
 
     Returns the number of the statement.
     """
-    with facility.catalog.reading() as session:
-        files = entries.files_of(session, product.pk)
+    now, files = _as_it_is(facility, product)
     written = records.write_next(
         facility,
         records.mount_path(facility, product),
-        records.describe(facility, product, files, product.number),
+        records.describe(facility, now, files, product.number),
     )
     with facility.catalog.writing() as session:
         session.execute(
@@ -979,6 +1402,303 @@ def record_kept(facility: Facility, product: ProductEntry) -> int:
             execution_options={"synchronize_session": False},
         )
     return written.number
+
+
+# -- files that come and go ----------------------------------------------------------------------
+def extend(
+    facility: Facility,
+    product: ProductEntry,
+    actor: Actor,
+    files: Sequence[FileEntry],
+    owner: str,
+) -> ProductEntry:
+    """Give an available product further files, or others in the place of those of the same path.
+
+    ``files`` are durable under keys that ``owner`` has loose (``LooseKey``).  The product is seen
+    with all of them or with none; those whose place is taken go.  Raises InProgress where it is
+    replaced or removed meanwhile, or where ``owner`` was given up; Held, Retained, Leased where a
+    file's place is taken and the product must stay as it is; CatalogBehind.
+    """
+    facility.storage.require_at(f"{product.directory}/")
+    paths = {file.path for file in files}
+
+    def change(session: Session, changed: ProductEntry) -> tuple[ProductEntry, list[FileEntry]]:
+        present = entries.files_of(session, product.pk)
+        out = [file for file in present if file.path in paths]
+        if out:
+            refuse_kept(changed, clock.read(session))
+            refuse_leased(session, changed)
+        ours = session.scalars(
+            delete(LooseKey)
+            .where(LooseKey.key.in_([file.key for file in files]), LooseKey.owner == owner)
+            .returning(LooseKey.key)
+            .execution_options(synchronize_session=False)
+        ).all()
+        if len(ours) != len(files):
+            raise InProgress("The files were given up meanwhile; send them again.")
+        changed = _rewrite(session, changed, present, out, files)
+        detail = {"files": sorted(paths), "replaced": len(out)}
+        events.append(session, actor, [Happening("product.extended", changed, detail)])
+        return changed, out
+
+    changed = _change(facility, product, change)
+    with facility.catalog.reading() as session:
+        return entries.product(session, product.pk) or changed
+
+
+def withdraw(
+    facility: Facility, product: ProductEntry, actor: Actor, paths: Sequence[str], cause: str
+) -> None:
+    """Take files from an available product that has others; repeatable.
+
+    Raises InProgress where it is replaced or removed meanwhile or where these are all its files
+    (``remove`` is for that), Held, Retained, Leased, CatalogBehind.
+    """
+    facility.storage.require_at(f"{product.directory}/")
+
+    def change(session: Session, changed: ProductEntry) -> tuple[ProductEntry, list[FileEntry]]:
+        refuse_kept(changed, clock.read(session))
+        refuse_leased(session, changed)
+        present = entries.files_of(session, product.pk)
+        out = [file for file in present if file.path in paths]
+        if len(out) == len(present):
+            raise InProgress("The product has changed meanwhile; try again.")
+        if out:
+            changed = _rewrite(session, changed, present, out, ())
+        detail = {"files": sorted(file.path for file in out), "cause": cause}
+        events.append(session, actor, [Happening("product.reduced", changed, detail)])
+        return changed, out
+
+    _change(facility, product, change)
+
+
+def _change(
+    facility: Facility,
+    product: ProductEntry,
+    change: Callable[[Session, ProductEntry], tuple[ProductEntry, list[FileEntry]]],
+) -> ProductEntry:
+    """``change`` the files of an available product under its next number, and record it.
+
+    ``change`` is given the row, which is its transaction's then, and returns it as it is with the
+    files that go.  No statement of the store has that number: one of a catalog's later life says
+    of files that this catalog does not know, and must not be outnumbered by one without them.
+    """
+    for _ in range(_RACE_ATTEMPTS):
+        now = _up_to_date(facility, product)
+        with facility.catalog.writing() as session:
+            taken = _move(
+                session,
+                [
+                    *_is(now, State.AVAILABLE),
+                    Product.successor.is_(None),
+                    Product.number == now.number,
+                ],
+                {"number": now.number + 1},
+            )
+            if not taken:
+                continue  # somebody else was faster, or it is going
+            changed, out = change(session, taken[0])
+        record_kept(facility, changed)
+        clear_loose(facility, [file.key for file in out])
+        return changed
+    raise InProgress("The product is being changed by many; try again.")
+
+
+def _up_to_date(facility: Facility, product: ProductEntry) -> ProductEntry:
+    """The product as it is now, its next number being free in the store; raises CatalogBehind."""
+    before, seen = -1, 0
+    while True:
+        with facility.catalog.reading() as session:
+            now = entries.product(session, product.pk)
+        if now is None or now.state != State.AVAILABLE or now.successor is not None:
+            raise InProgress("The product is being replaced or removed; look at it again.")
+        if not _has_later_record(facility, now):
+            return now
+        # Somebody may have written it just now, and be about to tell the catalog.
+        before, seen = now.number, seen + 1 if now.number == before else 0
+        if seen == _RACE_ATTEMPTS:
+            raise _behind(now)
+        time.sleep(_RACE_SECONDS)
+
+
+def _has_later_record(facility: Facility, product: ProductEntry) -> bool:
+    later = records.describe(facility, product, (), product.number + 1, "void")
+    try:
+        facility.storage.stat(records.key_of(records.mount_path(facility, product), later))
+    except NotFound:
+        return False
+    return True
+
+
+def _rewrite(
+    session: Session,
+    product: ProductEntry,
+    present: Sequence[FileEntry],
+    out: Sequence[FileEntry],
+    files: Sequence[FileEntry],
+) -> ProductEntry:
+    """The product with ``files`` and without those that go ``out``; their keys become loose."""
+    gone = {file.path for file in out}
+    stay = [file for file in present if file.path not in gone] + list(files)
+    session.execute(
+        delete(File).where(File.product_pk == product.pk, File.path.in_(gone)),
+        execution_options={"synchronize_session": False},
+    )
+    add_files(session, files)
+    now = clock.read(session)
+    if out and not product.registered:
+        rows = [{"key": file.key, "owner": "", "touched_at": now} for file in out]
+        session.execute(insert(LooseKey), rows)
+    usage.go(session, [product])
+    changed = _move(
+        session,
+        _is(product, State.AVAILABLE),
+        {
+            "size": sum(file.size for file in stay),
+            "file_count": len(stay),
+            "list_digest": list_digest((file.path, file.size, file.sha256) for file in stay),
+        },
+    )[0]
+    usage.come(session, [changed])
+    return changed
+
+
+def claim_loose(facility: Facility, key: str, owner: str) -> None:
+    """Write down that ``owner`` is about to put bytes under ``key``; raises InProgress.
+
+    What a dead request was about to put there is taken over, and goes first.
+    """
+    grace = timedelta(seconds=facility.settings.housekeeping.commit_grace_seconds)
+    try:
+        with facility.catalog.writing() as session:
+            now = clock.read(session)
+            taken_over = session.scalars(
+                update(LooseKey)
+                .where(LooseKey.key == key, LooseKey.touched_at < now - grace)
+                .values(owner=owner, touched_at=now)
+                .returning(LooseKey.key)
+                .execution_options(synchronize_session=False)
+            ).first()
+            if taken_over is None:
+                session.execute(insert(LooseKey).values(key=key, owner=owner, touched_at=now))
+    except IntegrityError:
+        raise InProgress(f"Another request works on {key!r} right now.") from None
+    if taken_over is not None:
+        if _is_in_a_later_life(facility, key):
+            raise CatalogBehind(
+                f"What lies under {key!r} may be a product's of which the catalog does not know, "
+                "being older than the store. Run `storage-manager rebuild`, then send it again."
+            )
+        with contextlib.suppress(NotFound):
+            facility.storage.delete(key)
+
+
+def _is_in_a_later_life(facility: Facility, key: str) -> bool:
+    """Whether a loose key may have become a product's file since this catalog was backed up."""
+    parts = key.split("/")
+    parents = ["/".join(parts[:count]) for count in range(1, len(parts))]
+    with facility.catalog.reading() as session:
+        products = entries.all_of(
+            ProductEntry,
+            session,
+            entries.products().where(
+                Product.directory.in_(parents), Product.state == State.AVAILABLE
+            ),
+        )
+    return any(_has_later_record(facility, product) for product in products)
+
+
+def release_loose(facility: Facility, key: str, owner: str) -> None:
+    """Nothing was put under ``key`` after all; what lies there is not ours."""
+    with facility.catalog.writing() as session:
+        session.execute(
+            delete(LooseKey).where(LooseKey.key == key, LooseKey.owner == owner),
+            execution_options={"synchronize_session": False},
+        )
+
+
+def give_up_loose(facility: Facility, owner: str, put: Sequence[str]) -> None:
+    """What ``owner`` has ``put`` or was about to goes, unless it is somebody else's by now.
+
+    So it is also where ``owner`` was given up long ago and its rows are gone.  What cannot be
+    removed now is housekeeping's.
+    """
+    try:
+        with facility.catalog.reading() as session:
+            ours = session.scalars(select(LooseKey.key).where(LooseKey.owner == owner)).all()
+            taken = set(session.scalars(select(LooseKey.key).where(LooseKey.key.in_(put))))
+            taken |= set(session.scalars(select(File.key).where(File.key.in_(put))))
+        keys = sorted({*ours, *(key for key in put if key not in taken)})
+        if keys:
+            clear_loose(facility, keys)
+    except StorageManagerError:
+        log.exception("loose keys stay for housekeeping", extra={"owner": owner})
+
+
+def clear_loose(facility: Facility, keys: Sequence[str]) -> None:
+    """The bytes of loose keys go; what cannot be removed now is housekeeping's."""
+    try:
+        facility.storage.delete_many(keys)
+        with facility.catalog.writing() as session:
+            session.execute(
+                delete(LooseKey).where(LooseKey.key.in_(keys)),
+                execution_options={"synchronize_session": False},
+            )
+    except StorageManagerError:
+        log.exception("loose keys stay for housekeeping", extra={"keys": len(keys)})
+
+
+def clear_stale_loose(facility: Facility, before: datetime, at_once: int) -> int:
+    """What nobody has shown signs of working on since ``before`` goes; returns how many."""
+    known = exists(select(File.key).where(File.key == LooseKey.key))
+    stale = [LooseKey.touched_at < before, not_(known)]
+    with facility.catalog.reading() as session:
+        keys = session.scalars(select(LooseKey.key).where(*stale).limit(at_once)).all()
+    keys = [key for key in keys if not _is_in_a_later_life(facility, key)]
+    with facility.catalog.writing() as session:
+        # From here on the writer, should it wake up, is told that it came too late.
+        session.execute(
+            update(LooseKey).where(LooseKey.key.in_(keys), *stale).values(owner=""),
+            execution_options={"synchronize_session": False},
+        )
+        keys = session.scalars(
+            select(LooseKey.key).where(LooseKey.key.in_(keys), LooseKey.owner == "", *stale)
+        ).all()
+    if keys:
+        clear_loose(facility, keys)
+    return len(keys)
+
+
+# -- leases --------------------------------------------------------------------------------------
+def lease(session: Session, pks: Sequence[int], until: datetime) -> list[ProductEntry]:
+    """Let available products stay until then at least, within the caller's transaction.
+
+    Returns those that do: what is being removed or replaced already does not.
+    """
+    later = case((Product.leased_until > until, Product.leased_until), else_=until)
+    return _move(
+        session,
+        [Product.pk.in_(pks), Product.state == State.AVAILABLE, Product.successor.is_(None)],
+        {"leased_until": later},
+    )
+
+
+def unlease(session: Session, pks: Sequence[int]) -> None:
+    """Let products stay as long as the leases say that are there now, and no longer."""
+    # First the rows, then a look at the leases: who takes one meanwhile waits for this.
+    session.execute(
+        select(Product.pk).where(Product.pk.in_(pks)).order_by(Product.pk).with_for_update()
+    )
+    last = (
+        select(func.max(Lease.expires_at))
+        .join(LeasedProduct, LeasedProduct.lease_id == Lease.id)
+        .where(LeasedProduct.product_pk == Product.pk)
+        .scalar_subquery()
+    )
+    session.execute(
+        update(Product).where(Product.pk.in_(pks)).values(leased_until=last),
+        execution_options={"synchronize_session": False},
+    )
 
 
 # -- forgetting ----------------------------------------------------------------------------------
@@ -1003,7 +1723,7 @@ def forget(facility: Facility, before: datetime, at_once: int) -> int:
     swept = []
     for product in found:
         try:
-            if product.removed_cause not in (None, _TAKEN):
+            if product.removed_cause not in (None, TAKEN):
                 _clear(facility, product, ())
             swept.append(product.pk)
         except StorageManagerError:

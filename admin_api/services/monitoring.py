@@ -5,29 +5,18 @@ Called by ``web/storage.py``, ``web/maintenance.py`` and ``web/health.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 
+from admin_api.catalog import clock
 from admin_api.catalog.models import Product, State
-from admin_api.errors import StorageManagerError
+from admin_api.catalog.usage import Usage, read
 from admin_api.services.access import Principal
 from admin_api.services.facility import Facility
-from admin_api.storage.base import Capacity, Storage
+from admin_api.storage.base import Capacity
 from admin_api.storage.probe import Check, probe
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Available products of one mission and type."""
-
-    mission: str | None
-    product_type: str | None
-    products: int
-    files: int
-    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,64 +32,51 @@ class MountStatus:
 
 def usage(facility: Facility, principal: Principal) -> list[Usage]:
     """Counts and bytes per mission and type, of the missions that the principal may see."""
-    query = (
-        select(
-            Product.mission,
-            Product.product_type,
-            func.count(),
-            func.sum(Product.file_count),
-            func.sum(Product.size),
-        )
-        .where(Product.state == State.AVAILABLE)
-        .group_by(Product.mission, Product.product_type)
-        .order_by(Product.mission, Product.product_type)
-    )
-    if principal.missions is not None:
-        query = query.where(Product.mission.in_(principal.missions))
     with facility.catalog.reading() as session:
-        return [
-            Usage(mission, kind, products, int(files), int(size))
-            for mission, kind, products, files, size in session.execute(query)
-        ]
+        return [item for item in read(session, principal.missions) if item.products]
 
 
 def mounts(facility: Facility) -> list[MountStatus]:
-    """Every store of the namespace and how full it is."""
+    """Every store of the namespace and how full it is, as it was seen a moment ago."""
+    facility.watch.start()
     found = []
     for mount in facility.settings.storage.mounts:
-        store = facility.storage.stores[mount.path]
-        problem, capacity = None, Capacity(None, None)
-        try:
-            facility.storage.require(mount.path)
-            store.ping()
-            capacity = store.capacity()
-        except StorageManagerError as error:
-            problem = error.detail
-        uri = store.uri("x").removesuffix("x")
+        seen = facility.watch.stores[mount.path]
+        problem = seen.problem()
+        capacity = seen.capacity if problem is None else Capacity(None, None)
+        uri = facility.storage.stores[mount.path].uri("x").removesuffix("x")
         found.append(MountStatus(mount.path, mount.backend.type, uri, capacity, problem))
     return found
+
+
+def oldest_work(facility: Facility) -> dict[str, float]:
+    """Per passing state the seconds since the last sign of life of the oldest product in it."""
+    with facility.catalog.reading() as session:
+        now = clock.read(session)
+        found = {
+            state: session.scalar(
+                select(Product.touched_at)
+                .where(Product.state == state)
+                .order_by(Product.touched_at)
+                .limit(1)
+            )
+            for state in (State.RECEIVING, State.COMMITTING, State.REMOVING)
+        }
+    return {
+        str(state): 0.0 if touched is None else (now - touched).total_seconds()
+        for state, touched in found.items()
+    }
 
 
 def readiness(facility: Facility) -> dict[str, str | None]:
     """What is needed for work -> the sentence of what is wrong with it, or None.
 
-    A store must answer and be the one that the catalog expects.
+    A store must answer and be the one that the catalog expects.  Nothing is waited for.
     """
-
-    def answers(path: str, store: Storage) -> None:
-        facility.storage.require(path)
-        store.ping()
-
-    parts: dict[str, Callable[[], None]] = {"catalog": facility.catalog.ping}
-    for path, store in facility.storage.stores.items():
-        parts[f"storage:/{path}"] = partial(answers, path, store)
-    state: dict[str, str | None] = {}
-    for name, ping in parts.items():
-        try:
-            ping()
-            state[name] = None
-        except StorageManagerError as error:
-            state[name] = error.detail
+    facility.watch.start()
+    state = {"catalog": facility.watch.catalog.problem()}
+    for path, seen in facility.watch.stores.items():
+        state[f"storage:/{path}"] = seen.problem()
     return state
 
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import time
-
 #: An average over less than this says nothing.
 _PROBATION_SECONDS = 30.0
 
 
 class Pace:
-    """Watches the average rate of one transfer."""
+    """Watches the average rate of one transfer.
+
+    Only the time counts in which the other side was waited for: whoever is slow because our own
+    store is, is not to blame.
+    """
 
     def __init__(self, min_rate: int) -> None:
         """``min_rate`` in bytes per second; 0 lets everything pass."""
         self._min_rate = min_rate
-        self._begun = time.monotonic()
+        self._waited = 0.0
         self._bytes = 0
 
-    def keeps_up(self, count: int) -> bool:
-        """Note ``count`` more bytes; False once the average is too low."""
+    def keeps_up(self, count: int, waited: float) -> bool:
+        """Note ``count`` bytes that took ``waited`` seconds; False once the average is too low."""
         self._bytes += count
-        elapsed = time.monotonic() - self._begun
-        return elapsed < _PROBATION_SECONDS or self._bytes >= self._min_rate * elapsed
+        self._waited += waited
+        return self._waited < _PROBATION_SECONDS or self._bytes >= self._min_rate * self._waited

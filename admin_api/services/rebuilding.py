@@ -9,7 +9,8 @@ rest is told and passed over.  Called by ``storage-manager rebuild``, with the s
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -18,7 +19,7 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 
-from admin_api.catalog import events
+from admin_api.catalog import events, usage
 from admin_api.catalog.models import File, FileClaim, Product, State, Upload
 from admin_api.errors import NotFound
 from admin_api.keys import join
@@ -28,6 +29,8 @@ from admin_api.services.facility import Facility
 from admin_api.services.histories import Claim, Generation, Histories, History
 from admin_api.services.records import Unreadable
 
+log = logging.getLogger(__name__)
+
 _BATCH = 200
 _PROGRESS = 1000
 _NEVER = datetime.max.replace(tzinfo=UTC)
@@ -35,9 +38,13 @@ _NEVER = datetime.max.replace(tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """How far the rebuild has come: statements read, and those that were new to the catalog."""
+    """How far the rebuild has come, in statements: read, told to the catalog, and new to it.
+
+    Nothing is told before all are read.
+    """
 
     statements: int
+    settled: int
     applied: int
 
 
@@ -58,7 +65,7 @@ def rebuild(facility: Facility) -> Iterator[Rebuilt | Unreadable]:
     store is not this catalog's; a catalog that knows no product takes it over.
     """
     identity.take_back(facility.catalog, facility.storage)
-    statements = applied = 0
+    statements = settled = applied = 0
     with Histories(facility.settings.state_dir) as histories:
         for item in records.read_all(facility):
             if isinstance(item, Unreadable):
@@ -68,37 +75,44 @@ def rebuild(facility: Facility) -> Iterator[Rebuilt | Unreadable]:
             histories.add(item)
             statements += 1
             if statements % _PROGRESS == 0:
-                yield Rebuilt(statements, applied)
+                yield Rebuilt(statements, 0, 0)
         waiting: list[str] = []
         found = iter(histories)
         while batch := list(islice(found, _BATCH)):
             problems: list[Unreadable] = []
             with facility.catalog.writing() as session:
                 rows = _rows(session, [history.name for history in batch])
+                made = _make_plain(session, histories, batch, rows)
                 for history in batch:
-                    settled = _Name(
+                    if history.name in made:
+                        applied += made[history.name]
+                        continue
+                    found_out = _Name(
                         facility, session, histories, history, rows.get(history.name, ())
                     ).settle()
-                    applied += settled.applied
-                    if settled.has_clashed:
+                    applied += found_out.applied
+                    if found_out.has_clashed:
                         waiting.append(history.name)
                     else:
-                        problems += settled.problems
+                        problems += found_out.problems
             yield from problems
-            yield Rebuilt(statements, applied)
+            settled += sum(history.statements for history in batch)
+            yield Rebuilt(statements, settled, applied)
         for name in waiting:
             with facility.catalog.writing() as session:
                 rows = _rows(session, [name])
-                settled = _Name(
+                late = _Name(
                     facility, session, histories, histories.of(name), rows.get(name, ())
                 ).settle()
-            applied += settled.applied
-            yield from settled.problems
-    if applied:
-        with facility.catalog.writing() as session:
+            applied += late.applied
+            yield from late.problems
+    with facility.catalog.writing() as session:
+        for sentence in usage.recount(session):
+            log.info("sums set right", extra={"was": sentence})
+        if applied:
             told = events.Happening("catalog.rebuilt", None, {"statements": statements})
             events.append(session, events.SYSTEM, [told])
-    yield Rebuilt(statements, applied)
+    yield Rebuilt(statements, settled, applied)
 
 
 def _rows(session: Session, names: Sequence[str]) -> dict[str, list[Product]]:
@@ -107,6 +121,81 @@ def _rows(session: Session, names: Sequence[str]) -> dict[str, list[Product]]:
     for row in session.scalars(select(Product).where(Product.name.in_(names))):
         found.setdefault(row.name, []).append(row)
     return found
+
+
+def _make_plain(
+    session: Session,
+    histories: Histories,
+    batch: Iterable[History],
+    rows: Mapping[str, Sequence[Product]],
+) -> dict[str, int]:
+    """Make at once what is new to the catalog and of which nothing but one product is said.
+
+    That is nearly everything when a catalog is made anew.  Returns the statements by name; none
+    where one of them clashes with another product: then each has its turn.
+    """
+    plain: dict[str, Claim] = {}
+    for history in batch:
+        claims = [claim for item in history.generations for claim in item.claims]
+        if history.name not in rows and len(claims) == 1:
+            (claim,) = claims
+            if claim.state == "available" and not claim.is_uncertain:
+                plain[history.name] = claim
+    try:
+        with session.begin_nested():
+            made = []
+            for name, claim in plain.items():
+                said = histories.load(claim.deciding)
+                row = Product(
+                    name=name, generation=claim.deciding.generation, attempt="", number=claim.number
+                )
+                _say(row, claim, said, said)
+                made.append((row, claim.deciding.mount, said))
+            session.add_all(row for row, _, _ in made)
+            session.flush()
+            files = [item for row, mount, said in made for item in _files(row, mount, said)]
+            if files:
+                session.execute(insert(File), files)
+    except (IntegrityError, DataError):
+        return {}
+    return {name: len(claim.entries) for name, claim in plain.items()}
+
+
+def _say(row: Product, claim: Claim, said: Statement, newest: Statement) -> None:
+    """What the deciding statement says of an available product, and the newest of its files."""
+    if said.attempt:
+        row.attempt = said.attempt
+    row.id, row.recorded = claim.id, claim.number
+    row.mission, row.product_type = said.mission, said.product_type
+    row.sensing_start, row.sensing_stop = said.sensing_start, said.sensing_stop
+    row.list_digest = said.list_digest
+    row.directory = join(claim.deciding.mount, said.directory or "")
+    row.registered = said.registered
+    row.level, row.source = said.level or "", said.source
+    row.subject = newest.subject or ""
+    row.created_at = said.created_at or said.time
+    row.touched_at = datetime.now(UTC)
+    row.available_at = said.available_at or newest.available_at or said.time
+    row.retention_until = said.retention_until
+    row.hold_reason, row.hold_by = said.hold_reason, said.hold_by
+    row.size = sum(file.size for file in newest.files)
+    row.file_count = len(newest.files)
+    row.removed_at = row.removed_by = row.removed_cause = row.successor = None
+    row.state = State.AVAILABLE
+
+
+def _files(row: Product, mount: str, said: Statement) -> list[dict[str, object]]:
+    return [
+        {
+            "product_pk": row.pk,
+            "path": file.path,
+            "size": file.size,
+            "sha256": file.sha256,
+            "md5": file.md5,
+            "key": join(mount, file.key),
+        }
+        for file in said.files
+    ]
 
 
 class _Name:
@@ -254,26 +343,10 @@ class _Name:
         mount, is_other = claim.deciding.mount, row.id != claim.id
         # Its removal is recorded, but its bytes may be there still: housekeeping finishes it.
         is_going = row.state == State.REMOVING and claim.state == "removed" and not is_other
-        if is_other or said.attempt:
-            row.attempt = said.attempt or ""
+        if is_other:
+            row.attempt = ""
         row.number = claim.number if is_other else max(row.number, claim.number)
-        row.id, row.recorded = claim.id, claim.number
-        row.mission, row.product_type = said.mission, said.product_type
-        row.sensing_start, row.sensing_stop = said.sensing_start, said.sensing_stop
-        row.list_digest = said.list_digest
-        row.directory = join(mount, said.directory or "")
-        row.registered = said.registered
-        row.level, row.source = said.level or "", said.source
-        row.subject = newest.subject or ""
-        row.created_at = said.created_at or said.time
-        row.touched_at = datetime.now(UTC)
-        row.available_at = said.available_at or newest.available_at or said.time
-        row.retention_until = said.retention_until
-        row.hold_reason, row.hold_by = said.hold_reason, said.hold_by
-        row.size = sum(file.size for file in newest.files)
-        row.file_count = len(newest.files)
-        row.removed_at = row.removed_by = row.removed_cause = row.successor = None
-        row.state = State.AVAILABLE
+        _say(row, claim, said, newest)
         if claim.state == "removed":
             row.state = State.REMOVING if is_going else State.REMOVED
             row.removed_at, row.removed_by = said.time, said.subject
@@ -306,17 +379,7 @@ class _Name:
             self._session.execute(delete(FileClaim).where(FileClaim.product_pk == row.pk))
             if is_other:
                 self._session.execute(delete(Upload).where(Upload.product_pk == row.pk))
-        files = [
-            {
-                "product_pk": row.pk,
-                "path": file.path,
-                "size": file.size,
-                "sha256": file.sha256,
-                "md5": file.md5,
-                "key": join(mount, file.key),
-            }
-            for file in said.files
-        ]
+        files = _files(row, mount, said)
         if files:
             self._session.execute(insert(File), files)
 

@@ -80,7 +80,7 @@ class Reception(ABC):
         refuse_size(self.facility, path, expected)
         self.contents.expect(path)
         try:
-            digester = Digester()
+            digester = Digester(algorithm for algorithm, _ in expected.others)
             checked = self._checked(path, chunks, expected, digester)
             key = self._take(path, checked, expected, digester)
         except BaseException:
@@ -111,7 +111,7 @@ class Reception(ABC):
     ) -> Iterator[bytes]:
         """``chunks``; what is wrong is raised before the store sees the end of them."""
         yield from self.contents.counted(path, chunks, expected, digester)
-        check_digest(path, digester.result(), expected, self.wish.level)
+        check_digest(path, digester.result(), expected, self.wish.level, digester.others())
 
     def _list_digest(self) -> str:
         if not self.contents.files:
@@ -346,8 +346,17 @@ def refuse_size(facility: Facility, path: str, expected: Expected) -> None:
         raise TooLarge(f"{path!r} has {expected.size} bytes; {limit} are allowed.")
 
 
-def check_digest(path: str, found: FileDigest, expected: Expected, level: Level) -> None:
-    """Raise SizeMismatch or DigestMismatch where ``found`` is not what was expected."""
+def check_digest(
+    path: str,
+    found: FileDigest,
+    expected: Expected,
+    level: Level,
+    others: Mapping[str, str] | None = None,
+) -> None:
+    """Raise SizeMismatch or DigestMismatch where ``found`` is not what was expected.
+
+    ``others`` are the digests by the other algorithms that are expected.
+    """
     if expected.size is not None and expected.size != found.size:
         raise SizeMismatch(
             f"{path!r} has {found.size} bytes; {expected.size} were announced.",
@@ -360,6 +369,7 @@ def check_digest(path: str, found: FileDigest, expected: Expected, level: Level)
     for algorithm, wanted, computed in (
         ("sha256", expected.sha256, found.sha256),
         ("md5", expected.md5, found.md5),
+        *((name, wanted, (others or {}).get(name, "")) for name, wanted in expected.others),
     ):
         if wanted is not None and wanted.lower() != computed:
             raise DigestMismatch(

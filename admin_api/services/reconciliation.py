@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from admin_api.catalog import entries
+from admin_api.catalog import entries, usage
 from admin_api.catalog.entries import ProductEntry
 from admin_api.catalog.models import File, Product, State
 from admin_api.errors import InvalidKey, NotFound
@@ -49,6 +49,7 @@ Kind = Literal[
     "unreadable",
     "record_missing",
     "contradiction",
+    "miscounted",
 ]
 
 
@@ -122,6 +123,11 @@ def _everything(facility: Facility, with_unknown: bool) -> Iterator[Finding | Pr
             break
         yield Progress(count, page[-1].key)
     yield from _compare_records(facility, count)
+    if with_unknown:
+        with facility.catalog.reading() as session:
+            wrong = usage.differences(session)
+        for sentence in wrong:
+            yield Finding("miscounted", "", 0, reason=sentence)
     yield Progress(count, "")
 
 

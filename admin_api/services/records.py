@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +33,7 @@ from admin_api.products.records import (
     Flaw,
     RecordedFile,
     Statement,
+    bulk_key,
     parse_records,
     record_key,
     refusal,
@@ -127,6 +129,21 @@ def write(facility: Facility, mount: str, statement: Statement) -> Statement:
 
     Raises TooLarge and InvalidRequest, before anything is written, for what could not be read back.
     """
+    put_bytes(facility.storage, key_of(mount, statement), _line(facility, mount, statement))
+    return statement
+
+
+def write_removals(facility: Facility, mount: str, statements: Sequence[Statement]) -> None:
+    """Write statements that products are removed, all in one object.
+
+    Not under their numbers: no removal is decided by who writes first, and where the same is said
+    twice the first one holds (``histories.py``).
+    """
+    lines = [_line(facility, mount, statement) for statement in statements]
+    put_bytes(facility.storage, join(mount, bulk_key(uuid.uuid4().hex)), b"".join(lines))
+
+
+def _line(facility: Facility, mount: str, statement: Statement) -> bytes:
     line = statement.line()
     if len(line) > MAX_LINE_BYTES:
         raise TooLarge(
@@ -136,8 +153,7 @@ def write(facility: Facility, mount: str, statement: Statement) -> Statement:
     refused = refusal(statement) or _misplaced(facility, mount, statement)
     if refused is not None:
         raise InvalidRequest(f"The record of {statement.name!r} {refused}.")
-    put_bytes(facility.storage, key_of(mount, statement), line)
-    return statement
+    return line
 
 
 def write_next(facility: Facility, mount: str, statement: Statement) -> Statement:

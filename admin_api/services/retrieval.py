@@ -18,11 +18,12 @@ from sqlalchemy import select
 from admin_api.catalog import entries
 from admin_api.catalog.entries import FileEntry, ProductEntry
 from admin_api.catalog.models import File
-from admin_api.errors import NotFound, StorageManagerError, Unavailable
+from admin_api.errors import NotFound, Replaced, StorageManagerError, Unavailable
 from admin_api.services.access import Principal
 from admin_api.services.archives.writing import Packed, pack_tar, pack_zip, tar_size
 from admin_api.services.facility import Facility
 from admin_api.services.listing import find_product, get_product, require_available
+from admin_api.services.transfers import Hold, Kind, Need
 
 
 def find_file(
@@ -49,7 +50,7 @@ def local_file(
     try:
         return facility.storage.local_file(file.key)
     except NotFound:
-        raise _vanished(facility, principal, product, file) from None
+        raise vanished(facility, principal, product, file) from None
 
 
 def link(facility: Facility, file: FileEntry) -> str | None:
@@ -72,8 +73,14 @@ def read(
     try:
         chunks = facility.storage.open(file.key, start, stop)
     except NotFound:
-        raise _vanished(facility, principal, product, file) from None
+        raise vanished(facility, principal, product, file) from None
     return _complete(chunks, file, stop - start)
+
+
+def room(facility: Facility) -> Hold:
+    """Room for handing out one stream that passes through this process; raises Busy."""
+    need = Need(memory=facility.storage.read_memory())
+    return facility.transfers.take(Kind.DOWNLOAD, need)
 
 
 def _complete(chunks: Iterator[bytes], file: FileEntry, size: int) -> Iterator[bytes]:
@@ -138,7 +145,7 @@ def _inside(product: ProductEntry, files: list[FileEntry], file: FileEntry) -> s
     return f"{product.name}/{file.path}"
 
 
-def _vanished(
+def vanished(
     facility: Facility, principal: Principal, product: ProductEntry, file: FileEntry
 ) -> Exception:
     """Why the store has no bytes for a file that the catalog had a moment ago."""
@@ -149,6 +156,12 @@ def _vanished(
             require_available(now or product)
         except StorageManagerError as error:
             return error
+        still = select(File.path).where(File.product_pk == product.pk, File.key == file.key)
+        is_there = session.scalar(still) is not None
+    if not is_there:
+        return Replaced(
+            f"{file.path!r} of {product.name!r} was replaced while it was opened; ask again."
+        )
     return Unavailable(
         f"The store has no bytes for {file.path!r} of {product.name!r}; "
         "an operator should run `storage-manager reconcile`."

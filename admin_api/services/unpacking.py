@@ -76,7 +76,8 @@ def _opened(
     if kind != "zip":
         yield read_tar(kind, _compared(source, expected, level), limits)
     elif source.read_at is not None and source.size is not None:
-        if expected.size not in (None, source.size) or expected.sha256 or expected.md5:
+        has_digest = expected.sha256 or expected.md5 or expected.others
+        if expected.size not in (None, source.size) or has_digest:
             for _ in _compared(source, expected, level):
                 pass
         yield read_zip(Seekable(source.size, source.read_at), limits)
@@ -87,9 +88,9 @@ def _opened(
 
 
 def _compared(source: SourceFile, expected: Expected, level: Level) -> Iterator[bytes]:
-    digester = Digester()
+    digester = Digester(algorithm for algorithm, _ in expected.others)
     yield from digester.through(source.open())
-    check_digest(source.path, digester.result(), expected, level)
+    check_digest(source.path, digester.result(), expected, level, digester.others())
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from admin_api.products.manifests import (
 from admin_api.services.access import Principal
 from admin_api.services.facility import Facility
 from admin_api.services.listing import get_product, require_available
+from admin_api.services.transfers import Kind, Need
 
 _REPAIR = (
     "re-ingest the product with duplicates=replace from a good source "
@@ -50,6 +51,11 @@ def verify(
     manifest = find_manifest(product.name, keys) if with_manifest else None
 
     def results() -> Iterator[Verified]:
+        need = Need(memory=facility.storage.read_memory(), sources=1)
+        with facility.transfers.take(Kind.INGEST, need):
+            yield from read()
+
+    def read() -> Iterator[Verified]:
         data = _read_manifest(facility, keys.get(manifest)) if manifest else None
         needed = _algorithms(data, keys)
         found: dict[str, FileDigest] = {}

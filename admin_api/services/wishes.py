@@ -5,11 +5,15 @@ Called by the web layer and by the services that receive.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 from admin_api.catalog.entries import FileEntry, ProductEntry
+from admin_api.errors import InvalidRequest
+from admin_api.products.digests import algorithm_named, hasher
 
 
 class Policy(StrEnum):
@@ -46,6 +50,10 @@ class Wish:
     source: str | None = None
     #: Directory of files that are registered in place; None: the bytes are copied.
     registered_in: str | None = None
+    #: What the mark of the attempt begins with: its product is known again by it.
+    mark: str | None = None
+    #: Directory that the product is to have, where the caller's own form of paths says so.
+    directory: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,25 @@ class Expected:
     size: int | None = None
     sha256: str | None = None
     md5: str | None = None
+    #: Algorithms of ``products/digests.py`` and what each gives, lower-case hex.
+    others: tuple[tuple[str, str], ...] = ()
+
+
+def other_digests(told: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Digests by the names that people give algorithms (``SHA3-256``), for ``Expected.others``.
+
+    Raises InvalidRequest for what cannot be computed here: nothing is passed over silently.
+    """
+    found = []
+    for name, value in told.items():
+        algorithm = algorithm_named(name)
+        if algorithm is None:
+            raise InvalidRequest(f"The digest {name[:50]!r} cannot be computed here.")
+        length = len(hasher(algorithm).hexdigest())
+        if re.fullmatch(r"[0-9A-Fa-f]*", value) is None or len(value) != length:
+            raise InvalidRequest(f"The digest {name[:50]!r} has {length} hexadecimal digits.")
+        found.append((algorithm, value.lower()))
+    return tuple(found)
 
 
 class Result(StrEnum):

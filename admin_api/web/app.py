@@ -18,28 +18,33 @@ from werkzeug.routing import PathConverter
 from admin_api import __version__
 from admin_api.errors import InvalidRequest
 from admin_api.services.access import Authority
+from admin_api.services.callers import Callers
+from admin_api.services.download_tokens import DownloadTokens
 from admin_api.services.facility import Facility
 from admin_api.web import (
     cache,
     files,
     health,
+    jobs,
     maintenance,
     metrics,
     problems,
+    processes,
     products,
+    resumable,
+    staging,
     storage,
     uploads,
 )
 from admin_api.web.auth import authenticate
 from admin_api.web.auth import facility as facility_of_request
-from admin_api.web.body import Transfers
+from admin_api.web.proseo import views
+from admin_api.web.proseo.slashes import Slashes
 
 log = logging.getLogger(__name__)
 
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
-#: Threads that stay free for control requests while payload flows.
-_CONTROL_THREADS = 4
 
 
 class _AnyPath(PathConverter):
@@ -69,11 +74,28 @@ def create_app(facility: Facility) -> OpenAPI:
     app.url_map.converters["path"] = _AnyPath
     app.extensions["facility"] = facility
     app.extensions["authority"] = Authority(facility.settings.auth)
-    app.extensions["transfers"] = Transfers(facility.settings.server.threads - _CONTROL_THREADS)
     problems.register(app)
+    if facility.settings.proseo.enabled:
+        app.extensions["callers"] = Callers(facility.settings.proseo)
+        app.extensions["download_tokens"] = DownloadTokens(facility.settings.proseo)
+        app.register_blueprint(views.api)
+        app.wsgi_app = Slashes(app.wsgi_app)  # type: ignore[method-assign]
     app.before_request(_begin)
     app.after_request(_end)
-    for module in (products, uploads, files, cache, storage, maintenance, health):
+    app.teardown_request(_give_back)
+    for module in (
+        products,
+        uploads,
+        resumable,
+        files,
+        staging,
+        cache,
+        jobs,
+        processes,
+        storage,
+        maintenance,
+        health,
+    ):
         app.register_api(module.api)
     return app
 
@@ -97,6 +119,12 @@ def _begin() -> None:
         authenticate()
 
 
+def _give_back(_error: BaseException | None) -> None:
+    hold = g.pop("hold", None)
+    if hold is not None:
+        hold.give_back()
+
+
 def _end(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.get("request_id", "")
     route = request.url_rule.rule if request.url_rule else "unknown"
@@ -107,9 +135,10 @@ def _end(response: Response) -> Response:
     metrics.SECONDS.labels(method, route).observe(elapsed)
     if g.pop("counted", False):
         metrics.RUNNING.dec()
-    if request.method == "PUT":
+    if request.method == "PUT" or request.blueprint == resumable.api.name:
         metrics.PAYLOAD_IN.inc(request.content_length or 0)
-    if request.blueprint == "health" and response.status_code < 400:
+    is_health = request.blueprint == "health" or request.endpoint == "proseo.health"
+    if is_health and response.status_code < 400:
         # Every balancer asks every second: what is well would be most of the log.
         return response
     principal = g.get("principal")

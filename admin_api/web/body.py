@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import re
-import threading
 import time
 from collections.abc import Iterator
 
 from flask import Request
 
 from admin_api.errors import (
-    Busy,
     ClientDisconnected,
     ClientStalled,
     InvalidRequest,
     TooLarge,
     UnsupportedMediaType,
 )
-from admin_api.services.pace import Pace
 from admin_api.services.wishes import Expected
 from admin_api.settings import LimitSettings
 from admin_api.storage.base import CHUNK
 
+#: Lines are read in pieces that grow from here, back to here after one that was waited for.
+_FIRST_READ = 1024
+_QUICK_SECONDS = 0.02
 _DIGEST_ITEM = re.compile(r"\s*([a-z0-9-]+)\s*=\s*:([A-Za-z0-9+/=]*):\s*")
-#: How much of a refused body is read before the connection is closed.
-_DRAIN_BYTES = 256 << 20
-_DRAIN_SECONDS = 10.0
 _DIGEST_BYTES = {"sha-256": 32, "md5": 16}
 _SINGLE_DIGESTS = {"Content-MD5": "md5", "x-amz-checksum-sha256": "sha-256"}
 _HEX_SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
@@ -47,29 +43,30 @@ _WRAPPED = {
 }
 
 
-class Transfers:
-    """How many payload transfers run at once; the rest of the threads stay free for control."""
-
-    def __init__(self, limit: int) -> None:
-        self._slots = threading.BoundedSemaphore(limit)
-        self.limit = limit
-
-    def take(self) -> None:
-        """Take a slot; raises Busy if there is none."""
-        if not self._slots.acquire(blocking=False):
-            raise Busy(f"{self.limit} transfers are running already; try again in a moment.")
-
-    def give(self) -> None:
-        """Give a slot back."""
-        self._slots.release()
-
-
-def payload(request: Request, limits: LimitSettings) -> Iterator[bytes]:
+def payload(request: Request, limits: LimitSettings, is_piece: bool = False) -> Iterator[bytes]:
     """The raw body; the client must be authenticated before this is called.
 
-    Raises at once InvalidRequest for a part of a file, UnsupportedMediaType for a body that is not
-    the file's bytes as they are, and TooLarge for a Content-Length that is not allowed; while
-    reading ClientStalled, ClientDisconnected.
+    With ``is_piece`` it may be a part of a file.  Raises at once InvalidRequest for a part of one
+    where the whole is meant, UnsupportedMediaType for a body that is not the file's bytes as they
+    are, and TooLarge for a Content-Length that is not allowed; while reading ClientStalled,
+    ClientDisconnected.
+    """
+    if not is_piece:
+        _refuse_part(request)
+    _refuse_encoded(request)
+    length = request.content_length
+    if length is not None and length > limits.max_product_bytes:
+        raise TooLarge(
+            f"The body has {length} bytes; {limits.max_product_bytes} are allowed.",
+            limit=limits.max_product_bytes,
+        )
+    return _read(request, length)
+
+
+def manifest(request: Request, limits: LimitSettings) -> Iterator[bytes]:
+    """A body of lines as it arrives: little at a time from a client that takes its time.
+
+    Errors as ``payload``.
     """
     _refuse_part(request)
     _refuse_encoded(request)
@@ -79,7 +76,7 @@ def payload(request: Request, limits: LimitSettings) -> Iterator[bytes]:
             f"The body has {length} bytes; {limits.max_product_bytes} are allowed.",
             limit=limits.max_product_bytes,
         )
-    return _read(request, length, limits)
+    return _read(request, length, _FIRST_READ)
 
 
 def _refuse_part(request: Request) -> None:
@@ -119,47 +116,25 @@ def _refuse_encoded(request: Request) -> None:
         )
 
 
-def _read(request: Request, length: int | None, limits: LimitSettings) -> Iterator[bytes]:
-    pace = Pace(limits.transfer_min_rate)
-    received = 0
+def _read(request: Request, length: int | None, first: int = CHUNK) -> Iterator[bytes]:
+    """The body in pieces of ``first`` bytes, and of more as long as they come at once."""
+    received, size = 0, first
     while length is None or received < length:
+        begun = time.monotonic()
         try:
-            chunk = request.stream.read(CHUNK)
-        except TimeoutError:
-            raise ClientStalled(
-                f"No byte came for {limits.transfer_idle_seconds:.0f} seconds."
-            ) from None
+            chunk = request.stream.read(size)
+        except ClientStalled:  # the server's connection watches over the pace
+            raise
         except Exception as error:
             raise ClientDisconnected("The body broke off or is not framed correctly.") from error
         if not chunk:
             break
         received += len(chunk)
-        if not pace.keeps_up(len(chunk)):
-            raise ClientStalled(
-                f"The body comes at less than {limits.transfer_min_rate} bytes per second."
-            )
+        is_quick = time.monotonic() - begun < _QUICK_SECONDS
+        size = min(2 * size, CHUNK) if is_quick else first
         yield chunk
     if length is not None and received < length:
         raise ClientDisconnected(f"The body ended after {received} of {length} bytes.")
-
-
-def drain(request: Request) -> None:
-    """Read what a refused client still sends, within bounds, so that it can read the answer.
-
-    A connection closed with bytes unread is reset, and the answer with it.
-    """
-    left = request.content_length
-    if left is not None and left > _DRAIN_BYTES:
-        return
-    deadline = time.monotonic() + _DRAIN_SECONDS
-    drained = 0
-    # Whatever breaks here, the refusal itself is what the client is to hear of.
-    with contextlib.suppress(Exception):
-        while drained < _DRAIN_BYTES and time.monotonic() < deadline:
-            chunk = request.stream.read(CHUNK)
-            if not chunk:
-                return
-            drained += len(chunk)
 
 
 def expected(request: Request) -> Expected:

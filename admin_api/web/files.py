@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import base64
-import io
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, BinaryIO, cast
+from typing import Any
 from urllib.parse import quote
 
-from flask import Response, current_app, request
+from flask import Response, request
 from werkzeug.http import http_date
 
 from admin_api.catalog.entries import FileEntry, ProductEntry
 from admin_api.services import retrieval
 from admin_api.services.access import Scope
+from admin_api.services.transfers import Hold
 from admin_api.web import problems, schemas
 from admin_api.web.auth import closed_blueprint, facility, needs, principal
-from admin_api.web.body import Transfers
 from admin_api.web.metrics import PAYLOAD_OUT
 
 api = closed_blueprint("files", "Files")
@@ -116,8 +115,7 @@ def archive(path: schemas.ProductPath, query: schemas.ArchiveQuery) -> Response:
         # No body, and no word on its length but where it is known.
         response = Response(iter(()), direct_passthrough=True)
     else:
-        chunks = _primed(whole.read(start, stop))
-        response = Response(_slotted(chunks), direct_passthrough=True)
+        response = _streamed(lambda: whole.read(start, stop))
     if whole.size is not None:
         response.headers["Content-Length"] = str(stop - start)
     if partial:
@@ -220,10 +218,11 @@ def _payload(product: ProductEntry, file: FileEntry, start: int, stop: int) -> R
     opened = retrieval.local_file(facility(), principal(), product, file) if by_kernel else None
     if opened is not None and wrapper is not None:
         opened.seek(start)
-        response = Response(wrapper(_SlottedFile(opened)), direct_passthrough=True)
+        response = Response(wrapper(opened), direct_passthrough=True)
     else:
-        chunks = retrieval.read(facility(), principal(), product, file, start, stop)
-        response = Response(_slotted(_primed(chunks)), direct_passthrough=True)
+        response = _streamed(
+            lambda: retrieval.read(facility(), principal(), product, file, start, stop)
+        )
     response.headers["Content-Length"] = str(stop - start)
     PAYLOAD_OUT.inc(stop - start)
     return response
@@ -241,57 +240,26 @@ def _primed(chunks: Iterator[bytes]) -> Iterator[bytes]:
     return rest()
 
 
-def _transfers() -> Transfers:
-    return cast("Transfers", current_app.extensions["transfers"])
+class _Held:
+    """Chunks that have room in this process's memory until the server closes them."""
 
-
-def _slotted(chunks: Iterator[bytes]) -> _SlottedIterator:
-    transfers = _transfers()
-    transfers.take()
-    return _SlottedIterator(chunks, transfers.give)
-
-
-class _SlottedIterator:
-    """Chunks that hold a transfer slot until the server closes them."""
-
-    def __init__(self, chunks: Iterator[bytes], give: Callable[[], None]) -> None:
+    def __init__(self, chunks: Iterator[bytes], hold: Hold) -> None:
         self._chunks = chunks
-        self._give: Callable[[], None] | None = give
+        self._hold = hold
 
     def __iter__(self) -> Iterator[bytes]:
         return self._chunks
 
     def close(self) -> None:
         """Called by the server, whatever happened."""
-        give, self._give = self._give, None
-        if give is not None:
-            give()
+        self._hold.give_back()
 
 
-class _SlottedFile(io.RawIOBase):
-    """An open file that holds a transfer slot until the server closes it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        try:
-            transfers = _transfers()
-            transfers.take()
-        except BaseException:
-            file.close()
-            raise
-        self._file = file
-        self._give = transfers.give
-
-    def fileno(self) -> int:
-        return self._file.fileno()
-
-    def read(self, size: int = -1) -> bytes:
-        return self._file.read(size)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-            self._give()
-        super().close()
+def _streamed(read: Callable[[], Iterator[bytes]]) -> Response:
+    """What ``read`` gives, its first chunk being there before the status is sent."""
+    hold = retrieval.room(facility())
+    try:
+        return Response(_Held(_primed(read()), hold), direct_passthrough=True)
+    except BaseException:
+        hold.give_back()
+        raise

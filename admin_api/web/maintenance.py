@@ -9,7 +9,8 @@ from typing import Any
 
 from flask import Response
 
-from admin_api.services import monitoring, reconciliation, removal
+from admin_api.catalog.models import State
+from admin_api.services import monitoring, node_reads, reconciliation, removal
 from admin_api.services.access import Scope
 from admin_api.web import problems, schemas
 from admin_api.web.auth import closed_blueprint, facility, needs, principal
@@ -34,6 +35,25 @@ def probe() -> Response:
             failed += not check.passed
             yield {"type": "check", "mount": f"/{path}", **asdict(check)}
         yield {"type": "summary", "failed": failed}
+
+    return ndjson(lines())
+
+
+@api.post(
+    "/maintenance/node-reads",
+    summary="Can a product be read through every node?",
+    responses={"200": ndjson_documented(), **problems.responses()},
+)
+@needs(Scope.ADMIN)
+def read_through_nodes() -> Response:
+    """One line per node; a `problem` is a sentence with what to look at."""
+    found = node_reads.read_through_nodes(facility())
+
+    def lines() -> Iterator[dict[str, Any]]:
+        for read in found:
+            yield {"type": "node", **asdict(read)}
+        failed = sum(read.problem is not None for read in found)
+        yield {"type": "summary", "nodes": len(found), "failed": failed}
 
     return ndjson(lines())
 
@@ -73,13 +93,16 @@ def reconcile() -> Response:
 )
 @needs(Scope.REMOVE)
 def purge(query: schemas.PurgeQuery) -> Response:
-    """One line per product; nothing held goes."""
+    """One line per product; nothing held goes, and what cannot go is passed over."""
     purged = removal.purge(facility(), principal(), query.dry_run)
 
     def lines() -> Iterator[dict[str, Any]]:
-        count = size = 0
+        count = size = passed_over = 0
         for product in purged:
-            count, size = count + 1, size + product.size
+            if query.dry_run or product.state == State.REMOVED:
+                count, size = count + 1, size + product.size
+            else:
+                passed_over += 1
             yield {
                 "type": "product",
                 "id": product.id,
@@ -87,6 +110,12 @@ def purge(query: schemas.PurgeQuery) -> Response:
                 "state": product.state,
                 "size": product.size,
             }
-        yield {"type": "summary", "products": count, "bytes": size, "dry_run": query.dry_run}
+        yield {
+            "type": "summary",
+            "products": count,
+            "bytes": size,
+            "passed_over": passed_over,
+            "dry_run": query.dry_run,
+        }
 
     return ndjson(lines())

@@ -37,9 +37,11 @@ STATUSES: dict[str, int] = {
     "invalid_archive": 422,
     "invalid_key": 400,
     "invalid_request": 400,
+    "leased": 409,
     "manifest_mismatch": 422,
     "no_space": 507,
     "not_found": 404,
+    "offset_mismatch": 409,
     "product_exists": 409,
     "readback_mismatch": 502,
     "record_unreadable": 500,
@@ -48,6 +50,7 @@ STATUSES: dict[str, int] = {
     "source_denied": 403,
     "source_not_found": 422,
     "source_unavailable": 502,
+    "staging_timeout": 503,
     "storage_denied": 503,
     "storage_unavailable": 503,
     "too_large": 413,
@@ -55,11 +58,12 @@ STATUSES: dict[str, int] = {
     "unsupported_media_type": 415,
 }
 #: Told with a status of ours, though nothing here is at fault.
-_NOT_OURS = ("busy", "source_unavailable")
-_RETRY_AFTER = {
+_NOT_OURS = ("busy", "source_unavailable", "staging_timeout")
+RETRY_AFTER = {
     "busy": "2",
     "in_progress": "2",
     "catalog_unavailable": "5",
+    "staging_timeout": "5",
     "storage_unavailable": "5",
 }
 _FRAMEWORK_CODES = {
@@ -98,17 +102,24 @@ def responses(*statuses: int) -> dict[str | int, Any]:
     }
 
 
-def problem(code: str, status: int, detail: str, extra: dict[str, Any] | None = None) -> Response:
-    """A problem as response."""
-    body = Problem(
+def document(
+    code: str, status: int, detail: str, request_id: str, extra: dict[str, Any] | None = None
+) -> Problem:
+    """A problem, for whoever sends it."""
+    return Problem(
         type=f"urn:storage-manager:problem:{code}",
         title=HTTPStatus(status).phrase,
         status=status,
         code=code,
         detail=detail,
-        request_id=g.get("request_id", ""),
+        request_id=request_id,
         **(extra or {}),
     )
+
+
+def problem(code: str, status: int, detail: str, extra: dict[str, Any] | None = None) -> Response:
+    """A problem as response."""
+    body = document(code, status, detail, g.get("request_id", ""), extra)
     text = json.dumps(body.model_dump(mode="json"), ensure_ascii=False) + "\n"
     response = Response(
         text.encode("utf-8", "replace"),  # names of foreign files are not always Unicode
@@ -117,8 +128,8 @@ def problem(code: str, status: int, detail: str, extra: dict[str, Any] | None = 
     )
     if code == "unauthorized":
         response.headers["WWW-Authenticate"] = 'Bearer realm="storage-manager"'
-    if code in _RETRY_AFTER:
-        response.headers["Retry-After"] = _RETRY_AFTER[code]
+    if code in RETRY_AFTER:
+        response.headers["Retry-After"] = RETRY_AFTER[code]
     return response
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from flask import Response, request
 
+from admin_api.catalog.queries import ProductFilter
 from admin_api.services import idempotency, listing, removal
 from admin_api.services import ingest as ingests
 from admin_api.services.access import Scope
 from admin_api.services.ingest import Order, Reference
 from admin_api.services.verification import verify as verify_product
-from admin_api.services.wishes import Expected, Outcome, Result, Wish
+from admin_api.services.wishes import Expected, Outcome, Result, Wish, other_digests
 from admin_api.uris import shown
 from admin_api.web import problems, schemas
 from admin_api.web.auth import closed_blueprint, facility, needs, principal
@@ -45,10 +46,14 @@ def ingest(header: schemas.IdempotencyHeader, body: schemas.IngestRequest) -> Re
     order = Order(
         source=body.source,
         references=[
-            Reference(item.path, item.source, Expected(item.size, item.sha256, item.md5))
+            Reference(
+                item.path,
+                item.source,
+                Expected(item.size, item.sha256, item.md5, other_digests(item.digests)),
+            )
             for item in body.files
         ],
-        expected=Expected(body.size, body.sha256, body.md5),
+        expected=Expected(body.size, body.sha256, body.md5, other_digests(body.digests)),
         register=body.mode == "register",
         unpack=body.unpack,
     )
@@ -79,9 +84,13 @@ def outcome_answer(outcome: Outcome) -> tuple[int, dict[str, Any]]:
 )
 @needs(Scope.READ)
 def list_products(query: schemas.ListQuery) -> Response:
-    """A page of products in the order of their ingestion; follow ``next``."""
-    wish = listing.ProductFilter(
-        **{name: getattr(query, name) for name in listing.ProductFilter.__dataclass_fields__}
+    """A page of products; follow ``next``, also from a page that is short or empty.
+
+    By name with a name or prefix, by sensing start with a sensing time, else as they became
+    available.
+    """
+    wish = ProductFilter(
+        **{name: getattr(query, name) for name in ProductFilter.__dataclass_fields__}
     )
     page, cursor = listing.list_products(facility(), principal(), wish, query.cursor, query.limit)
     answer = schemas.ProductPage(

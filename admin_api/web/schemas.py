@@ -19,8 +19,11 @@ from pydantic import (
 )
 
 from admin_api.catalog.entries import EventEntry, FileEntry, ProductEntry, UploadEntry
+from admin_api.catalog.jobs import ItemEntry
 from admin_api.services.caching import CacheVerb
 from admin_api.services.facility import Facility
+from admin_api.services.jobs import Report
+from admin_api.services.leases import LeaseEntry
 from admin_api.services.wishes import Level, Policy
 from admin_api.uris import shown
 
@@ -94,6 +97,13 @@ class NamePath(BaseModel):
     name: str = Field(description="name of the product, or of the archive")
 
 
+_OTHER_DIGESTS: Any = Field(
+    default_factory=dict,
+    max_length=8,
+    description="by other algorithms, by their names: SHA3-256, SHA-512...; in hexadecimal",
+)
+
+
 class FileReference(Request):
     """A file of a product, by reference."""
 
@@ -102,6 +112,7 @@ class FileReference(Request):
     size: Size | None = None
     sha256: Sha256 | None = None
     md5: Md5 | None = None
+    digests: dict[str, str] = _OTHER_DIGESTS
 
 
 class IngestRequest(Request):
@@ -123,6 +134,128 @@ class IngestRequest(Request):
     size: Size | None = Field(default=None, description="of a single-file source")
     sha256: Sha256 | None = None
     md5: Md5 | None = None
+    digests: dict[str, str] = _OTHER_DIGESTS
+
+
+class ImportOptions(Request):
+    """What an import wants for all of its items; an item may say otherwise of itself."""
+
+    mode: Literal["copy", "register"] = "copy"
+    duplicates: Policy = Policy.SKIP
+    verification: Level = Level.DIGEST
+    retention: Time | None = Field(default=None, description="not removed before, purged after")
+    strays: Literal["ingest", "skip", "fail"] = Field(
+        default="ingest", description="files of a searched source that are not called as products"
+    )
+    concurrency: int | None = Field(
+        default=None, ge=1, le=1000, description="items at once in the whole facility"
+    )
+    priority: int = Field(default=0, ge=-100, le=100, description="higher ones first")
+    dry_run: bool = Field(default=False, description="only say what would happen to each item")
+
+
+class ImportRequest(ImportOptions):
+    """An import by a list of items, or of what is beneath a source."""
+
+    items: list[Any] | None = Field(
+        default=None, description="each as a line of a manifest: an object, a URL, a STAC item"
+    )
+    source: Uri | None = Field(
+        default=None, description="directory (file:) or prefix (s3:) whose products are imported"
+    )
+
+
+class RemovalOptions(Request):
+    """What a removal wants for all of its items."""
+
+    cause: Text = Field(default="requested", description="kept in the tombstones")
+    concurrency: int | None = Field(default=None, ge=1, le=1000)
+    priority: int = Field(default=0, ge=-100, le=100, description="higher ones first")
+    dry_run: bool = Field(default=False, description="only say what would happen to each item")
+
+
+class RemovalItem(Request):
+    """A product to remove: by id or by name."""
+
+    id: Text | None = None
+    name: Text | None = None
+
+
+class RemovalFilter(Request):
+    """Which products to remove; they must meet all that is named."""
+
+    mission: Text | None = None
+    product_type: Text | None = None
+    name_prefix: Text | None = None
+    sensing_from: Time | None = Field(default=None, description="sensed at or after")
+    sensing_to: Time | None = Field(default=None, description="sensed at or before")
+    created_from: Time | None = Field(default=None, description="available since")
+    created_to: Time | None = Field(default=None, description="available before")
+
+
+class RemovalRequest(RemovalOptions):
+    """A removal by a list of products, or by a filter."""
+
+    items: list[Any] | None = Field(
+        default=None, description="each as a line of a manifest: an object, or an id"
+    )
+    filter: RemovalFilter | None = None
+
+
+class JobPath(BaseModel):
+    """The job that is meant."""
+
+    job_id: str = Field(description="id of the job")
+
+
+class JobQuery(Request):
+    """Which jobs to list."""
+
+    state: Literal["receiving", "running", "paused", "cancelling", "done", "cancelled"] | None = (
+        None
+    )
+    kind: Literal["import", "removal"] | None = None
+    subject: Text | None = Field(default=None, description="whose; only administrators see others'")
+    created_from: Time | None = None
+    created_to: Time | None = None
+    cursor: Text | None = Field(default=None, description="``next`` of the page before")
+    limit: int = Field(default=100, ge=1, le=1000)
+
+
+class JobItemsQuery(Request):
+    """Which items of a job to list."""
+
+    outcome: Literal["queued", "done", "skipped", "failed", "cancelled"] | None = Field(
+        default=None,
+        description="those that have ended like this, in the order in which they did; without: all "
+        "by number",
+    )
+    after: int = Field(default=0, ge=0, lt=1 << 62, description="``next`` of the answer before")
+    limit: int | None = Field(default=None, ge=1, description="default: all")
+
+
+class ProcessPath(BaseModel):
+    """The process that is meant."""
+
+    process_id: str = Field(description="import or remove")
+
+
+class Execution(BaseModel):
+    """An execution of a process; what else the standard has besides inputs means nothing here."""
+
+    inputs: dict[str, Any] = Field(description="as the body of POST /v1/imports or /v1/removals")
+
+
+class OgcJobsQuery(BaseModel):
+    """How many jobs to list."""
+
+    limit: int = Field(default=100, ge=1, le=1000)
+
+
+class RetryQuery(Request):
+    """Which failed items to queue again."""
+
+    code: list[Text] = Field(default_factory=list, description="only those that failed of this")
 
 
 class IdempotencyHeader(BaseModel):
@@ -138,6 +271,35 @@ class UploadHeader(IdempotencyHeader):
         default=None, alias="Repr-Digest", description="RFC 9530, e.g. sha-256=:...:"
     )
     content_md5: str | None = Field(default=None, alias="Content-Md5", description="RFC 1864")
+
+
+class TusHeader(BaseModel):
+    """What every request of the tus protocol says."""
+
+    tus_resumable: str | None = Field(
+        default=None, alias="Tus-Resumable", description="version of the protocol: 1.0.0"
+    )
+
+
+class TusCreateHeader(TusHeader):
+    """The announcement of a file that is sent in pieces."""
+
+    upload_length: str | None = Field(
+        default=None, alias="Upload-Length", description="bytes of the file"
+    )
+    upload_metadata: str | None = Field(
+        default=None,
+        alias="Upload-Metadata",
+        description="`filename BASE64`, and `sha256 BASE64`, `md5 BASE64` of their hexadecimal",
+    )
+
+
+class TusPieceHeader(TusHeader):
+    """A piece of a file."""
+
+    upload_offset: str | None = Field(
+        default=None, alias="Upload-Offset", description="where in the file it begins"
+    )
 
 
 class UploadQuery(Request):
@@ -187,6 +349,7 @@ class ListQuery(Request):
     sensing_to: Time | None = Field(default=None, description="sensed at or before")
     created_from: Time | None = Field(default=None, description="available since")
     created_to: Time | None = Field(default=None, description="available before")
+    order: Literal["asc", "desc"] = Field(default="asc", description="desc: the last ones first")
     cursor: Text | None = Field(default=None, description="``next`` of the page before")
     limit: int = Field(default=100, ge=1, le=1000)
 
@@ -195,6 +358,12 @@ class EventQuery(Request):
     """Which events to list."""
 
     after: int = Field(default=0, ge=0, lt=1 << 62, description="number of the last event known")
+    before: int | None = Field(
+        default=None, ge=0, lt=1 << 62, description="only events with a lower number"
+    )
+    mission: Text | None = None
+    product_id: Text | None = None
+    order: Literal["asc", "desc"] = Field(default="asc", description="desc: the newest first")
     limit: int = Field(default=100, ge=1, le=1000)
 
 
@@ -325,7 +494,7 @@ class EventAnswer(BaseModel):
 
 
 class EventPage(BaseModel):
-    """A page of events; ``next`` is what to ask ``after`` with the next time."""
+    """A page of events; ``next`` is the next ``after`` (with order=desc the next ``before``)."""
 
     events: list[EventAnswer]
     next: int
@@ -383,6 +552,62 @@ class StorageAnswer(BaseModel):
     usage: list[UsageAnswer]
     products: int
     bytes: int
+
+
+class StagedFileRequest(Request):
+    """A file of a product."""
+
+    product: Text = Field(description="id of the product")
+    path: Text = Field(description="path of the file inside the product")
+
+
+LeaseSeconds = Annotated[
+    int | None, Field(ge=1, le=1 << 31, description="none: as the settings say")
+]
+
+
+class StageRequest(Request):
+    """What is to be had as paths, and for how long."""
+
+    products: list[Text] = Field(default_factory=list, max_length=1000, description="whole ones")
+    files: list[StagedFileRequest] = Field(default_factory=list, max_length=10_000)
+    lease_seconds: LeaseSeconds = None
+
+
+class RenewRequest(Request):
+    """For how long a lease goes on."""
+
+    lease_seconds: LeaseSeconds = None
+
+
+class LeasePath(BaseModel):
+    """The lease that is meant."""
+
+    lease_id: str = Field(description="id of the lease")
+
+
+class LeaseAnswer(BaseModel):
+    """A lease: until it ends its products are not removed and staged files stay."""
+
+    lease: str
+    expires_at: datetime
+    products: list[str]
+
+
+class StagedFileAnswer(BaseModel):
+    """A staged file and where processors read it."""
+
+    product: str
+    path: str
+    size: int
+    sha256: str
+    local_path: str
+
+
+class StageAnswer(LeaseAnswer):
+    """A lease and what it was taken for."""
+
+    files: list[StagedFileAnswer]
 
 
 class CacheRequest(Request):
@@ -513,3 +738,193 @@ def session_answer(
 def event_answer(event: EventEntry) -> EventAnswer:
     """An event as answer."""
     return EventAnswer(**{name: getattr(event, name) for name in EventAnswer.model_fields})
+
+
+def lease_answer(lease: LeaseEntry) -> LeaseAnswer:
+    """A lease as it is shown."""
+    return LeaseAnswer(lease=lease.id, expires_at=lease.expires_at, products=list(lease.products))
+
+
+class ItemError(BaseModel):
+    """One of the first items that failed of something."""
+
+    item: int = Field(description="its number: the line of the manifest")
+    detail: str
+
+
+class JobErrors(BaseModel):
+    """The items that failed of one thing."""
+
+    code: str
+    count: int
+    first: list[ItemError]
+
+
+class JobProblem(BaseModel):
+    """Why not all items could be told."""
+
+    code: str
+    detail: str
+
+
+class JobAnswer(BaseModel):
+    """A job and how far it is."""
+
+    id: str
+    kind: Literal["import", "removal"]
+    state: Literal["receiving", "running", "paused", "cancelling", "done", "cancelled"]
+    subject: str
+    priority: int
+    concurrency: int | None
+    options: dict[str, Any]
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    received: int = Field(description="items told so far; all once the state is not receiving")
+    queued: int
+    running: int = Field(description="items of the chunks that workers have now")
+    done: int
+    skipped: int
+    failed: int
+    cancelled: int
+    bytes: int = Field(description="of the products of the items that are done")
+    expected_bytes: int = Field(description="announced of all items")
+    items_per_second: float | None = Field(description="mean since the job was begun")
+    bytes_per_second: float | None
+    eta_seconds: float | None = Field(description="until the items told so far have ended")
+    problem: JobProblem | None = Field(description="why not all items could be told")
+    errors: list[JobErrors] = Field(description="failed items by code, the most frequent first")
+    href: str
+
+
+class JobPage(BaseModel):
+    """A page of jobs, the newest first."""
+
+    jobs: list[JobAnswer]
+    next: str | None = Field(description="cursor of the next page; null at the end")
+
+
+class RetryAnswer(JobAnswer):
+    """The job, with how many of its items are queued again."""
+
+    retried: int
+
+
+def job_answer(report: Report) -> JobAnswer:
+    """A job as it is told."""
+    job = report.job
+    ended = job.done + job.skipped + job.failed + job.dropped
+    items_per_second = bytes_per_second = eta = None
+    if job.started_at is not None:
+        seconds = max(((job.ended_at or report.now) - job.started_at).total_seconds(), 1e-3)
+        items_per_second = round(ended / seconds, 3)
+        bytes_per_second = round(job.bytes / seconds, 1)
+        if ended and job.ended_at is None:
+            eta = round(job.open * seconds / ended, 1)
+    state: Any = job.state
+    if job.ended_at is None and (job.cancelled or job.paused):
+        state = "cancelling" if job.cancelled else "paused"
+    options = dict(job.options)
+    if options.get("source"):
+        options["source"] = shown(options["source"])
+    kind: Any = job.kind
+    return JobAnswer(
+        id=job.id,
+        kind=kind,
+        state=state,
+        subject=job.subject,
+        priority=job.priority,
+        concurrency=job.concurrency,
+        options=options,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        ended_at=job.ended_at,
+        received=job.received,
+        queued=max(job.open - report.running, 0),
+        running=min(report.running, job.open),
+        done=job.done,
+        skipped=job.skipped,
+        failed=job.failed,
+        cancelled=job.dropped,
+        bytes=job.bytes,
+        expected_bytes=job.expected_bytes,
+        items_per_second=items_per_second,
+        bytes_per_second=bytes_per_second,
+        eta_seconds=eta,
+        problem=JobProblem(**job.problem) if job.problem else None,
+        errors=[
+            JobErrors(code=code, **entry)
+            for code, entry in sorted(job.errors.items(), key=lambda pair: -pair[1]["count"])
+        ],
+        href=f"/v1/jobs/{job.id}",
+    )
+
+
+def job_item(item: ItemEntry) -> dict[str, Any]:
+    """An item of a job as a line of its report."""
+    return {
+        "type": "item",
+        "number": item.number,
+        "sequence": item.sequence,
+        "item": item.label,
+        "outcome": item.state,
+        "result": item.result,
+        "code": item.code,
+        "detail": item.detail,
+        "retryable": item.retryable,
+        "product": item.product_id,
+        "bytes": item.bytes,
+        "ended_at": item.ended_at.isoformat() if item.ended_at else None,
+    }
+
+
+# -- OGC API - Processes -------------------------------------------------------------------------
+class Conformance(BaseModel):
+    """Conformance classes."""
+
+    conformsTo: list[str]  # noqa: N815 # the standard's name
+
+
+class Process(BaseModel):
+    """A process, with inputs and outputs where it is described."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    version: str
+    links: list[dict[str, str]]
+
+
+class ProcessList(BaseModel):
+    """The processes."""
+
+    processes: list[Process]
+    links: list[dict[str, str]]
+
+
+class StatusInfo(BaseModel):
+    """The status of a job."""
+
+    model_config = ConfigDict(extra="allow")
+
+    jobID: str  # noqa: N815 # the standard's name
+    processID: str  # noqa: N815 # the standard's name
+    type: Literal["process"]
+    status: Literal["accepted", "running", "successful", "failed", "dismissed"]
+    message: str
+    progress: int
+    links: list[dict[str, str]]
+
+
+class StatusList(BaseModel):
+    """The statuses of jobs."""
+
+    jobs: list[StatusInfo]
+    links: list[dict[str, str]]
+
+
+class Results(BaseModel):
+    """What came of a job."""
+
+    report: JobAnswer
+    items: dict[str, str] = Field(description="link to a line for each item")

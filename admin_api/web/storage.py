@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from flask import Response
 
+from admin_api.catalog.queries import EventFilter
 from admin_api.services import caching, listing, monitoring
 from admin_api.services.access import Scope
 from admin_api.web import problems, schemas
@@ -37,7 +38,16 @@ def storage() -> Response:
             )
             for mount in monitoring.mounts(facility())
         ],
-        usage=[schemas.UsageAnswer(**asdict(item)) for item in usage],
+        usage=[
+            schemas.UsageAnswer(
+                mission=item.mission,
+                product_type=item.product_type,
+                products=item.products,
+                files=item.files,
+                bytes=item.bytes,
+            )
+            for item in usage
+        ],
         products=sum(item.products for item in usage),
         bytes=sum(item.bytes for item in usage),
     )
@@ -51,11 +61,16 @@ def storage() -> Response:
 )
 @needs(Scope.READ)
 def events(query: schemas.EventQuery) -> Response:
-    """Events behind a number; ask again with ``next`` for what happens later."""
-    found = listing.list_events(facility(), principal(), query.after, query.limit)
+    """Events behind a number; ask again with ``next`` as ``after`` for what happens later.
+
+    With ``order=desc`` the newest come first; ask again with ``next`` as ``before`` for older ones.
+    """
+    wish = EventFilter(**{name: getattr(query, name) for name in EventFilter.__dataclass_fields__})
+    found = listing.list_events(facility(), principal(), wish, query.limit)
+    last = query.after if query.order == "asc" else query.before or 0
     page = schemas.EventPage(
         events=[schemas.event_answer(event) for event in found],
-        next=found[-1].number if found else query.after,
+        next=found[-1].number if found else last,
     )
     return json_reply(page)
 

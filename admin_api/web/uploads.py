@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
-from flask import Response, current_app, request
+from flask import Response, request
 
-from admin_api.errors import (
-    ClientDisconnected,
-    ClientStalled,
-    InvalidRequest,
-    StorageManagerError,
-)
-from admin_api.services import idempotency, uploads
+from admin_api.errors import InvalidRequest
+from admin_api.services import idempotency, session_files, uploads
 from admin_api.services.access import Scope
 from admin_api.services.archives import split_suffix
 from admin_api.services.wishes import Wish
 from admin_api.web import problems, schemas
 from admin_api.web.auth import closed_blueprint, facility, needs, principal
-from admin_api.web.body import Transfers, drain, expected, payload
+from admin_api.web.body import expected, payload
 from admin_api.web.products import outcome_answer
 from admin_api.web.replies import json_reply
 
@@ -33,22 +27,6 @@ _RAW_BODY = {
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
-
-
-@contextmanager
-def transfer() -> Iterator[None]:
-    """A slot for one payload transfer."""
-    transfers = cast("Transfers", current_app.extensions["transfers"])
-    transfers.take()
-    try:
-        yield
-    except (ClientStalled, ClientDisconnected):
-        raise  # there is nothing more to be read
-    except StorageManagerError:
-        drain(request)
-        raise
-    finally:
-        transfers.give()
 
 
 @api.put(
@@ -89,15 +67,14 @@ def upload(
             uploads.receive(facility(), principal(), wish, body(), announced, archive)
         )
 
-    with transfer():
-        status, answer = idempotency.once(
-            facility(),
-            principal(),
-            header.idempotency_key,
-            fingerprint,
-            receive,
-            lambda: payload(request, facility().settings.limits),
-        )
+    status, answer = idempotency.once(
+        facility(),
+        principal(),
+        header.idempotency_key,
+        fingerprint,
+        receive,
+        lambda: payload(request, facility().settings.limits),
+    )
     return json_reply(answer, status)
 
 
@@ -131,7 +108,7 @@ def begin(body: schemas.SessionRequest) -> Response:
 @needs(Scope.INGEST)
 def show(path: schemas.UploadPath) -> Response:
     """What has arrived; what is missing can be sent."""
-    return json_reply(_answer(uploads.load(facility(), principal(), path.upload_id)))
+    return json_reply(_answer(session_files.load(facility(), principal(), path.upload_id)))
 
 
 @api.put(
@@ -147,15 +124,14 @@ def show(path: schemas.UploadPath) -> Response:
 @needs(Scope.INGEST)
 def upload_file(path: schemas.UploadFilePath, header: schemas.UploadHeader) -> Response:
     """Durable when answered; the same file sent again is answered 200."""
-    with transfer():
-        file, new = uploads.receive_file(
-            facility(),
-            principal(),
-            path.upload_id,
-            path.path,
-            payload(request, facility().settings.limits),
-            expected(request),
-        )
+    file, new = uploads.receive_file(
+        facility(),
+        principal(),
+        path.upload_id,
+        path.path,
+        payload(request, facility().settings.limits),
+        expected(request),
+    )
     answer = schemas.file_answer(facility(), file, f"/v1/uploads/{path.upload_id}/")
     return json_reply(answer, 201 if new else 200)
 
@@ -188,7 +164,7 @@ def abort(path: schemas.UploadPath) -> Response:
     return Response(status=204)
 
 
-def _answer(session: uploads.Session) -> schemas.SessionAnswer:
+def _answer(session: session_files.Session) -> schemas.SessionAnswer:
     return schemas.session_answer(
-        facility(), session.upload, session.product, uploads.files(facility(), session)
+        facility(), session.upload, session.product, session_files.files(facility(), session)
     )

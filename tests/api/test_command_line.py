@@ -119,7 +119,7 @@ def test_files_of_equal_content_all_arrive(make_service, tmp_path: Path) -> None
 def test_ten_clients_of_a_service_with_two_places_wait_and_lose_nothing(
     make_service, tmp_path: Path
 ) -> None:
-    service = make_service(server={"threads": 6})  # two transfers at once
+    service = make_service(server={"threads": 6})  # three transfers at once
     service.start()
     large = tmp_path / "three-hundred.zarr"
     for number in range(300):

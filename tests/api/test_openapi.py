@@ -23,7 +23,9 @@ def test_no_server_error_and_no_undocumented_answer(
     service: Service, scopes, tmp_path: Path
 ) -> None:
     description = tmp_path / "openapi.json"
-    description.write_bytes(service.request("GET", "/openapi/openapi.json").data)
+    described = service.request("GET", "/openapi/openapi.json").data
+    # Nothing writes bodies of tus's media type here; test_resumable.py does.
+    description.write_bytes(described.replace(b"/offset+octet-stream", b"/octet-stream"))
     done = subprocess.run(
         [
             str(Path(sys.executable).parent / "schemathesis"),
@@ -63,4 +65,4 @@ def test_every_operation_says_what_it_is(service: Service) -> None:
     for path, item in described["paths"].items():
         for method, operation in item.items():
             assert operation["summary"], (method, path)
-            assert "200" in operation["responses"] or {"201", "204"} & set(operation["responses"])
+            assert {"200", "201", "202", "204"} & set(operation["responses"])

@@ -34,6 +34,7 @@ from sqlalchemy import func, select
 
 from admin_api.catalog.database import Catalog
 from admin_api.catalog.models import Product, State
+from admin_api.catalog.queries import ProductFilter
 from admin_api.errors import SizeMismatch
 from admin_api.products.digests import Digester
 from admin_api.services import housekeeping, listing, rebuilding, removal, uploads
@@ -157,9 +158,9 @@ class Scene:
     def act(self, facility: Facility, operation: str) -> None:
         name = self.source.name
         if operation == "remove":
-            product = listing.list_products(
-                facility, OPERATOR, listing.ProductFilter(name=name), None, 1
-            )[0]
+            product = listing.list_products(facility, OPERATOR, ProductFilter(name=name), None, 1)[
+                0
+            ]
             for item in product:
                 removal.remove(facility, OPERATOR, item.id, "test")
             return
@@ -232,9 +233,7 @@ class Scene:
         return self.settings.storage.mounts[0].backend.model_dump()
 
     def available(self, facility: Facility) -> list:
-        return list(
-            listing.list_products(facility, OPERATOR, listing.ProductFilter(), None, 100)[0]
-        )
+        return list(listing.list_products(facility, OPERATOR, ProductFilter(), None, 100)[0])
 
     def digests(self, facility: Facility, product_id: str) -> dict[str, str]:
         _, files = listing.get_product(facility, OPERATOR, product_id)

@@ -19,6 +19,7 @@ from sqlalchemy import select, update
 
 from admin_api.catalog import clock, entries
 from admin_api.catalog.models import File, FileClaim, Product
+from admin_api.catalog.queries import EventFilter
 from admin_api.errors import (
     CatalogUnavailable,
     Forbidden,
@@ -39,6 +40,7 @@ from admin_api.services import (
     reception,
     records,
     removal,
+    session_files,
     uploads,
 )
 from admin_api.services.access import Principal
@@ -100,7 +102,7 @@ def failing_put(facility: Facility, who: Principal, name: str) -> None:
 
 
 def events_of(facility: Facility, who: Principal, kind: str, product_id: str) -> int:
-    found = listing.list_events(facility, who, 0, 1000)
+    found = listing.list_events(facility, who, EventFilter(), 1000)
     return sum(item.kind == kind and item.product_id == product_id for item in found)
 
 
@@ -986,7 +988,7 @@ def test_what_is_done_to_a_session_that_only_an_older_catalog_takes_for_open_cos
         with pytest.raises(InProgress, match="committed already"):
             uploads.abort(restored, operator, upload)
     else:  # a request that was running at the backup
-        pk = uploads.load(restored, operator, upload).product.pk
+        pk = session_files.load(restored, operator, upload).product.pk
         with restored.catalog.writing() as session:
             session.add(
                 FileClaim(

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -255,7 +256,7 @@ class _Property:
             check(facility, history)
             before = rows_of(facility)
             last = [item for item in rebuild(facility) if isinstance(item, Rebuilt)][-1]
-            assert last == Rebuilt(len(history), 0)
+            assert last == Rebuilt(len(history), len(history), 0)
             assert rows_of(facility) == before
             # An older catalog, or one of a store of which a part could not be read.
             emptied(facility)
@@ -610,6 +611,10 @@ def test_the_command_names_what_is_unreadable_and_says_so_by_its_exit_code(
 
     fine = run()
     assert fine.exit_code == 0
+    assert re.search(r"^read: 2 statements, \d+ statements/s$", fine.stderr, re.MULTILINE)
+    assert re.search(
+        r"^told: 2 statements of 2 statements, \d+ statements/s$", fine.stderr, re.MULTILINE
+    )
     assert "storage-manager reconcile" in fine.stderr
     path = record_of(site, broken)
     os.truncate(path, 40)
@@ -617,7 +622,7 @@ def test_the_command_names_what_is_unreadable_and_says_so_by_its_exit_code(
     assert said.exit_code == 1
     assert path.name in said.output
     assert "storage-manager reconcile" in said.output
-    assert "2 statements" not in said.output
+    assert "2 statements read" not in said.output
     machine = run("--json")
     assert machine.exit_code == 1
     *unreadable, summary = [json.loads(line) for line in machine.stdout.splitlines()]

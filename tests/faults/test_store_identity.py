@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import delete
 
 from admin_api.catalog.models import Store
+from admin_api.catalog.queries import ProductFilter
 from admin_api.cli.main import main
 from admin_api.errors import CatalogUnavailable, Unavailable
 from admin_api.services import identity, listing, rebuilding, removal, uploads
@@ -26,6 +27,7 @@ from admin_api.services.wishes import Expected, Wish
 from admin_api.settings import Settings
 from admin_api.storage.base import put_bytes
 from tests.conftest import make_facility, unavailable
+from tests.support.fault_proxy import fault_proxy
 from tests.support.servers import Service, Weed, toml, wait_until
 
 MakeService = Callable[..., Service]
@@ -81,6 +83,33 @@ def contents(
     return {item["Key"]: item["Size"] for item in found}
 
 
+def test_processes_that_start_on_a_new_bucket_take_uploads_as_soon_as_one_of_them_is_ready(
+    make_service: MakeService, s3_server: Weed
+) -> None:
+    """The slowest hears that the bucket is new when another one has taken it already."""
+    slowest, is_ready = threading.Event(), threading.Event()
+
+    def held(method: str, path: str) -> None:
+        if method == "GET" and "prefix=.products%2Fstore" in path and not slowest.is_set():
+            slowest.set()
+            is_ready.wait(60)
+
+    with fault_proxy(s3_server.endpoint) as (url, faults):
+        faults.answered = held
+        server = {"processes": 4, "worker": False}
+        service = make_service({**s3_server.backend(), "endpoint": url}, server=server)
+        service.start()
+        becomes_ready(service)
+        assert slowest.is_set()
+        is_ready.set()
+        wait_until(lambda: service.log().count("the store ") >= 4, 60, "a look by each process")
+        for number in range(12):
+            service.pool.clear()  # a new connection can meet another process
+            put(service, f"p{number}")
+        assert "the store is not used" not in service.log()
+        service.stop()
+
+
 def test_a_second_catalog_gets_nothing_into_a_store_and_nothing_out_of_it(
     make_service: MakeService, backend, request
 ) -> None:
@@ -112,6 +141,7 @@ def test_a_lost_catalog_is_noticed_and_rebuild_takes_the_store_over(
 
     for path in (service.directory / "state").glob("catalog.sqlite*"):
         path.unlink()
+    wait_until(lambda: not ready(service)[0], 15, "a service that is not ready")
     is_ready, sentence = ready(service)
     assert not is_ready and "deleted or replaced" in sentence and "rebuild" in sentence
     assert "deleted or replaced" in refused(service, "into-nothing")
@@ -120,6 +150,7 @@ def test_a_lost_catalog_is_noticed_and_rebuild_takes_the_store_over(
     service.stop()
     before = contents(backend, request)
     service.start()
+    wait_until(lambda: not ready(service)[0], 15, "a service that is not ready")
     is_ready, sentence = ready(service)
     assert not is_ready and "storage-manager rebuild" in sentence
     assert "storage-manager rebuild" in refused(service, "too-early")
@@ -142,7 +173,7 @@ def test_a_replaced_catalog_file_is_noticed(make_service: MakeService) -> None:
     shutil.copy(file, file.with_suffix(".copy"))
     os.rename(file, file.with_suffix(".aside"))
     os.rename(file.with_suffix(".copy"), file)
-    assert not ready(service)[0]
+    wait_until(lambda: not ready(service)[0], 15, "a service that is not ready")
     refused(service, "q")
     os.rename(file.with_suffix(".aside"), file)
     becomes_ready(service)
@@ -176,6 +207,7 @@ def test_a_store_that_is_not_mounted_at_the_start_is_not_made_anew(
     root.mkdir()
 
     service.start()
+    wait_until(lambda: not ready(service)[0], 15, "a service that is not ready")
     is_ready, sentence = ready(service)
     assert not is_ready and "not mounted" in sentence
     assert "not mounted" in refused(service, "q")
@@ -187,7 +219,7 @@ def test_a_store_that_is_not_mounted_at_the_start_is_not_made_anew(
     assert list(root.iterdir()) == []
 
     root.rmdir()
-    assert not ready(service)[0]
+    wait_until(lambda: not ready(service)[0], 15, "a service that is not ready")
     assert service.request("DELETE", f"/v1/products/{product['id']}").status == 503
     away.rename(root)
     becomes_ready(service)
@@ -222,6 +254,7 @@ def test_a_store_that_goes_while_the_service_runs_is_told_from_what_is_there_ins
     answer = service.request("DELETE", f"/v1/products/{product['id']}")
     assert answer.status == 503 and word in json.loads(answer.data)["detail"]
     assert word in refused(service, "q")
+    wait_until(lambda: not ready(service)[0], 15, "a service that is not ready")
     is_ready, sentence = ready(service)
     assert not is_ready and word in sentence
     assert contents({"type": "posix", "root": root}) == before
@@ -253,7 +286,7 @@ def test_an_emptied_bucket_is_not_taken_for_the_store(
     assert removal() == 503
     service.stop()
     service.start()
-    assert not ready(service)[0]
+    wait_until(lambda: not ready(service)[0], 15, "a service that is not ready")
     assert "Contents" not in client.list_objects_v2(Bucket=backend["bucket"])
 
 
@@ -272,7 +305,7 @@ def test_a_store_is_taken_over_by_a_command_of_its_own_only(
     settings = second.settings_file.read_text()
     second.settings_file.write_text(settings.replace("}}]", "}}, " + more + "]"))
     second.start()
-    assert not ready(second)[0]
+    wait_until(lambda: not ready(second)[0], 15, "a service that is not ready")
     before = contents(backend)
 
     def local(*arguments: str) -> Result:
@@ -377,6 +410,34 @@ def test_of_two_new_catalogs_one_gets_the_new_store(facility, tmp_path: Path, op
     assert sorted(problem is None for problem in problems) == [False, True]
 
 
+@pytest.mark.parametrize("has_stored", [False, True], ids=["took the store", "and stored in it"])
+def test_a_process_that_looked_before_another_one_took_the_new_store_uses_it_too(
+    tmp_path: Path, backend, operator, has_stored: bool
+) -> None:
+    faster = make_facility(tmp_path, backend)
+    with faster.catalog.writing() as session:
+        session.execute(delete(Store))
+    bare = faster.storage.bare("")
+    bare.delete_many([stat.key for stat in bare.list(".products")])
+    look, looks = identity._newest, []
+
+    def overtaken(*arguments: Any) -> Any:
+        seen = look(*arguments)
+        looks.append(seen)
+        if len(looks) == 1:
+            faster.storage.gates[""].refresh()
+            if has_stored:
+                store_one(faster, operator, "first")
+        return seen
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(identity, "_newest", overtaken)
+        slower = open_facility(faster.settings)
+    assert looks[0] is None
+    assert [made.storage.gates[""].problem for made in (faster, slower)] == [None, None]
+    store_one(slower, operator, "second")
+
+
 def test_a_writer_that_lost_the_store_on_its_way_leaves_nothing(tmp_path: Path, operator) -> None:
     facility = make_facility(tmp_path, {"type": "posix", "root": tmp_path / "store"})
     store_one(facility, operator, "before")
@@ -425,7 +486,7 @@ def test_records_without_a_marker_are_nothing_for_an_empty_catalog(
     fresh = second_facility(tmp_path / "fresh", facility)
     assert "storage-manager rebuild" in (fresh.storage.gates[""].problem or "")
     list(rebuilding.rebuild(fresh))
-    page, _ = listing.list_products(fresh, operator, listing.ProductFilter(), None, 10)
+    page, _ = listing.list_products(fresh, operator, ProductFilter(), None, 10)
     assert [item.name for item in page] == ["old"]
 
 

@@ -18,6 +18,7 @@ from sqlalchemy import select
 
 from admin_api.catalog.models import Multipart
 from admin_api.catalog.multiparts import CatalogJournal
+from admin_api.catalog.queries import ProductFilter
 from admin_api.errors import AlreadyExists, ReadbackMismatch, StorageManagerError, Unavailable
 from admin_api.services import housekeeping, listing, multiparts, reconciliation, uploads
 from admin_api.services.facility import Facility, open_facility
@@ -30,7 +31,7 @@ from admin_api.storage.probe import probe
 from admin_api.storage.s3 import S3Storage
 from tests.conftest import make_facility, stale_at_once, unavailable
 from tests.support.fault_proxy import CHECKSUMS, CONDITIONS, fault_proxy
-from tests.support.servers import weed
+from tests.support.servers import wait_until, weed
 
 
 def a_moment_ago() -> datetime:
@@ -130,7 +131,7 @@ def test_a_full_s3_service_answers_no_space_and_works_again(tmp_path: Path, oper
                     break
         assert codes, "the service never became full"
         assert codes <= {"no_space", "storage_unavailable"}, codes
-        page, _ = listing.list_products(facility, operator, listing.ProductFilter(), None, 1000)
+        page, _ = listing.list_products(facility, operator, ProductFilter(), None, 1000)
         assert {item.id for item in page} == {item.id for item in stored}
         for product in page:
             _, files = listing.get_product(facility, operator, product.id)
@@ -221,7 +222,7 @@ def test_a_product_that_was_not_really_stored_is_never_available(
             uploads.receive(
                 facility, operator, wish, iter([os.urandom(size)]), Expected(size), None
             )
-        assert listing.list_products(facility, operator, listing.ProductFilter(), None, 9)[0] == []
+        assert listing.list_products(facility, operator, ProductFilter(), None, 9)[0] == []
         assert [s for s in facility.storage.list() if s.key.endswith("product.bin")] == []
         assert not s3_server.client().list_multipart_uploads(**_bucket(facility)).get("Uploads")
         faults.mangle = lambda body: body
@@ -541,13 +542,19 @@ def test_a_store_that_is_down_is_told_as_such_and_heals_by_itself(make_service, 
         assert service.json("PUT", "/v1/uploads/before", b"x", 201)
         server.process.send_signal(19)  # frozen: the network's way of being gone
         try:
-            answer = service.request("GET", "/healthz/ready", token=None, timeout=60)
-            assert answer.status == 503
-            assert json.loads(answer.data)["checks"]["storage:/"]
+
+            def asked():
+                return service.request("GET", "/healthz/ready", token=None, timeout=60)
+
+            def noticed() -> bool:
+                answer = asked()
+                return answer.status == 503 and json.loads(answer.data)["checks"]["storage:/"]
+
+            wait_until(noticed, 20, "a store that is not ready")
             assert service.json("GET", "/healthz/live", token=None)["status"] == "ok"
             answer = service.request("PUT", "/v1/uploads/during", b"x", timeout=60)
             assert (answer.status, json.loads(answer.data)["code"]) == (503, "storage_unavailable")
         finally:
             server.process.send_signal(18)
-        assert service.json("GET", "/healthz/ready", token=None)["status"] == "ok"
+        wait_until(lambda: asked().status == 200, 30, "readiness")
         assert service.json("PUT", "/v1/uploads/after", b"x", 201)

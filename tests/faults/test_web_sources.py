@@ -59,7 +59,9 @@ def read(web: WebSource, path: str, **settings) -> bytes:
 def facility_for(web: WebSource, directory: Path, **settings):
     networks = {"origins": [web.url], "private_networks": ["127.0.0.0/8"]}
     backend = {"type": "posix", "root": directory / "store"}
-    return make_facility(directory, backend, sources={**networks, **settings})
+    # Room for all that a source allows: what is tried is what the source is asked.
+    limits = {"payload_memory_bytes": 256 << 20}
+    return make_facility(directory, backend, sources={**networks, **settings}, limits=limits)
 
 
 def listed(web: WebSource, count: int, name: str = "p") -> tuple[Wish, Order]:

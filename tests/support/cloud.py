@@ -117,7 +117,7 @@ def _run_instances_as_asked(self: EC2Response) -> ActionResult:
     if group and group not in _groups:
         raise _PlacementGroupUnknown(group)
     answer = _run_instances(self)
-    for instance in answer.result.instances:  # type: ignore[attr-defined]
+    for instance in answer.result.instances:  # type: ignore[attr-defined]  # moto says only "object"
         instance.placement.group_name = group or ""
         instance.disable_api_termination = bool(self._get_param("DisableApiTermination"))
     return answer

@@ -37,6 +37,8 @@ class Faults:
     #: nothing (""), the connection breaks ("reset"), the answer does ("lost"), the answer is an
     #: error that comes with status 200 ("failed"), or the server has too much to do ("busy").
     meet: Callable[[str, str], str] = lambda method, path: ""
+    #: Called with method and path when the server has answered; the answer waits for it.
+    answered: Callable[[str, str], None] = lambda method, path: None
     #: How many more answers to PUTs are lost after the server has done its work.
     lose_answers: int = 0
     only: str = ""
@@ -101,6 +103,7 @@ def fault_proxy(endpoint: str) -> Iterator[tuple[str, Faults]]:
                 preload_content=True,
                 decode_content=False,
             )
+            faults.answered(self.command, self.path)
             if mood == "lost":
                 return self.hang_up()
             if is_put and faults.lose_answers > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import secrets
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from admin_api import keyfiles
 from admin_api.errors import ConfigurationError, Forbidden, Unauthorized
 from admin_api.services.access import Authority, Principal, Scope, new_key_file
 from admin_api.settings import AuthSettings, Issuer
@@ -163,7 +165,8 @@ def test_rotated_keys_are_taken_up_without_a_restart(authority: Authority) -> No
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "holds no key"),
+        ("", "holds no line"),
+        ("k1", "not `kid key`"),
         ("k1 short", "shorter than 32"),
         ("k1 " + "a" * 64, "looks like a sample"),
         ("k1 changeme-changeme-changeme-0123456789", "looks like a sample"),
@@ -174,6 +177,26 @@ def test_keys_that_are_no_secrets_are_refused(tmp_path: Path, content: str, said
     (tmp_path / "keys").write_text(content)
     with pytest.raises(ConfigurationError, match=said):
         Authority(AuthSettings(key_file=tmp_path / "keys"))
+
+
+def test_a_new_key_signs_once_all_balancers_have_it(authority: Authority) -> None:
+    """Tokens and links alike; a line that was put first by hand waits for the balancers, too."""
+    path = authority._settings.key_file
+    lines = [f"new {secrets.token_hex(32)}", f"old {secrets.token_hex(32)}"]
+    path.write_text("\n".join(lines))
+    assert keyfiles.signing(path) == tuple(lines[0].split()), "where there are no balancers"
+    known = path.with_name(f"{path.name}.known")
+    digests = [hashlib.sha256(line.encode()).hexdigest() for line in lines]
+    for have, signs in (([1], 1), ([0, 1], 0)):
+        known.write_text("\n".join(digests[number] for number in have))
+        assert keyfiles.signing(path) == tuple(lines[signs].split())
+        issued = authority.issue("me", [Scope.READ], timedelta(hours=1))
+        assert jwt.get_unverified_header(issued)["kid"] == lines[signs].split()[0]
+        assert authority.check(issued).subject == "me"
+    path.write_text(f"other {secrets.token_hex(32)}")
+    assert keyfiles.signing(path) is None
+    with pytest.raises(ConfigurationError, match=r"site\.yml"):
+        authority.issue("me", [Scope.READ], timedelta(hours=1))
 
 
 def test_a_missing_key_file_is_told_by_name(tmp_path: Path) -> None:

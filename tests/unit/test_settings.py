@@ -83,3 +83,32 @@ def test_the_settings_of_the_operations_manual_are_valid(path: Path) -> None:
     settings = load(path)
     assert settings.profile == "s3_nfs"
     assert [mount.path for mount in settings.storage.mounts] == ["", "archive"]
+
+
+def test_the_settings_of_the_page_about_proseo_are_valid(path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs/proseo.md"
+    path.write_text(GOOD + page.read_text().partition("```toml\n")[2].partition("```")[0])
+    settings = load(path)
+    assert settings.proseo.enabled
+    assert settings.staging.in_place is False
+
+
+@pytest.mark.parametrize(
+    ("added", "said"),
+    [
+        ("[proseo]\nenabled = true\nmount = 'x'\n", "proseo.mount 'x' is the path of no mount"),
+        ("[proseo]\nenabled = true\naccept = ['basic']\n", "needs proseo.callers_file"),
+        (
+            "[proseo]\nenabled = true\naccept = ['certificate']\ncallers_file = '/x'\n",
+            "needs proseo.proxies",
+        ),
+        ("[proseo]\naccept = ['password']\n", "proseo.accept"),
+        ("[staging]\nlow_percent = 90\n", "low_percent must be below"),
+    ],
+)
+def test_settings_of_staging_and_proseo_that_contradict_each_other_are_told(
+    path: Path, added: str, said: str
+) -> None:
+    path.write_text(GOOD + added)
+    with pytest.raises(ConfigurationError, match=said):
+        load(path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit
 
 from admin_api.errors import (
@@ -38,6 +38,17 @@ def find(uri: str, sources: Sequence[S3Source], max_files: int) -> Found:
     Raises SourceDenied outside of them, SourceNotFound, SourceUnavailable, InvalidKey for keys
     that cannot be files of a product, TooLarge for too many files.
     """
+    backend, key = place(uri, sources)
+    if not key:
+        raise _denied(uri)
+    return _find_in(backend, key, uri, max_files)
+
+
+def place(uri: str, sources: Sequence[S3Source]) -> tuple[S3Backend, str]:
+    """The bucket and the key (or prefix, without slashes at its ends) that an S3 URI names.
+
+    Raises SourceDenied outside of ``sources``.
+    """
     split = urlsplit(uri)
     if "?" in uri or "#" in uri:
         raise SourceDenied(
@@ -50,11 +61,37 @@ def find(uri: str, sources: Sequence[S3Source], max_files: int) -> Found:
             not prefix or key == prefix.strip("/") or key.startswith(prefix.strip("/") + "/")
             for prefix in source.prefixes
         )
-        if split.netloc == source.backend.bucket and allowed and key:
-            return _find_in(source.backend, key, uri, max_files)
-    raise SourceDenied(
+        if split.netloc == source.backend.bucket and allowed:
+            return source.backend, key
+    raise _denied(uri)
+
+
+def _denied(uri: str) -> SourceDenied:
+    return SourceDenied(
         f"The source {shown(uri)!r} lies in none of the allowed buckets and prefixes."
     )
+
+
+def walk(backend: S3Backend, key: str, after: str, uri: str) -> Iterator[tuple[str, int]]:
+    """Path and bytes of every object beneath ``key`` behind the path ``after``, by their keys.
+
+    Markers of directories are passed over.  Raises SourceUnavailable.
+    """
+    prefix = join(backend.prefix, key)
+    prefix = f"{prefix}/" if prefix else ""
+    with _translated(uri):
+        pages = (
+            _bucket(backend)
+            .client.get_paginator("list_objects_v2")
+            .paginate(
+                Bucket=backend.bucket, Prefix=prefix, StartAfter=prefix + after if after else ""
+            )
+        )
+        for page in pages:
+            for item in page.get("Contents", []):
+                path = item["Key"][len(prefix) :]
+                if path and not path.endswith("/") and not path.endswith(_HADOOP_MARKER):
+                    yield path, item["Size"]
 
 
 @functools.cache
@@ -74,10 +111,13 @@ def _find_in(backend: S3Backend, key: str, uri: str, max_files: int) -> Found:
     bucket = _bucket(backend)
     name = key.rpartition("/")[2]
     size: int | None = None
+    version = ""
     with _translated(uri), contextlib.suppress(NotFound):
-        size = bucket.stat(key).size
+        stat = bucket.stat(key)
+        size, version = stat.size, f"{stat.size} {stat.etag or stat.modified.isoformat()}"
     if size:
-        return Found(name, False, [_file(bucket, key, name, size, uri)])
+        file = replace(_file(bucket, key, name, size, uri), version=version)
+        return Found(name, False, [file])
     files = _without_markers(_tree(backend, key, uri, max_files))
     if files:
         for item in files:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from admin_api.services.sources.addresses import Target
 _DRAINED_BYTES = 64 << 10
 #: After so many answers a server that once had too many connections is tried with one more.
 _PROBATION = 16
+#: What has come after so long is handed on.
+_PATIENCE_SECONDS = 5.0
 
 
 class Answer:
@@ -32,11 +35,20 @@ class Answer:
         self.headers = response.headers
 
     def read(self, size: int) -> bytes:
-        """The next bytes of the body, ``size`` of them but at its end; b'' after that.
+        """The next bytes of the body, at most ``size`` of them; b'' after its end.
 
+        They are fewer at the end, and where a slow server would have to be waited for long.
         Raises urllib3's errors, also where the body is shorter than its Content-Length.
         """
-        return self._response.read(size, decode_content=False)
+        found, count = [], 0
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while count < size and (count == 0 or time.monotonic() < deadline):
+            piece = self._response.read1(size - count, decode_content=False)
+            if not piece:
+                break
+            found.append(piece)
+            count += len(piece)
+        return found[0] if len(found) == 1 else b"".join(found)
 
     def close(self) -> None:
         """Give the connection back: for another request if the body was read to its end."""

@@ -49,7 +49,7 @@ def _walk(root: Path, parts: tuple[str, ...], uri: str, max_files: int) -> Found
         status = os.stat(parts[-1], dir_fd=parent, follow_symlinks=False)
     name = parts[-1]
     if stat_module.S_ISREG(status.st_mode):
-        return Found(name, False, [_local(root, parts, name, status.st_size)])
+        return Found(name, False, [_local(root, parts, name, status)])
     if not stat_module.S_ISDIR(status.st_mode):
         raise SourceDenied(f"The source {shown(uri)!r} is {_kind(status.st_mode)}, not a file.")
     return Found(name, True, bounded(_walk_tree(root, parts, (), uri), max_files, shown(uri)))
@@ -72,7 +72,7 @@ def _walk_tree(
                 raise InvalidKey(f"The source {shown(uri)!r} has too deep a directory: {path!r}.")
             yield from _walk_tree(root, base, parts, uri)
         elif stat_module.S_ISREG(status.st_mode):
-            yield _local(root, base + parts, path, status.st_size)
+            yield _local(root, base + parts, path, status)
         else:
             raise SourceDenied(
                 f"{path!r} in the source {shown(uri)!r} is {_kind(status.st_mode)}, not a file."
@@ -97,7 +97,9 @@ def _kind(mode: int) -> str:
     return "a socket" if stat_module.S_ISSOCK(mode) else "a device"
 
 
-def _local(root: Path, parts: tuple[str, ...], path: str, size: int) -> SourceFile:
+def _local(root: Path, parts: tuple[str, ...], path: str, status: os.stat_result) -> SourceFile:
+    size = status.st_size
+
     def read() -> Iterator[bytes]:
         with _translated(path):
             fd = confined.open_file(root, parts)
@@ -109,7 +111,7 @@ def _local(root: Path, parts: tuple[str, ...], path: str, size: int) -> SourceFi
             fd = confined.open_file(root, parts)
             yield from confined.read_descriptor(fd, start, stop, CHUNK)
 
-    return SourceFile(path, size, read, read_at)
+    return SourceFile(path, size, read, read_at, version=f"{size} {status.st_mtime_ns}")
 
 
 @contextlib.contextmanager

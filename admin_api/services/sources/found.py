@@ -21,6 +21,7 @@ class SourceFile:
     ``asked`` is set where the source was not asked yet: it asks, and gives the file as the source
     describes it.  ``delimited`` is false where only the end of a connection ends the file, so that
     nobody can tell a whole one from one that broke off.  ``drop`` is what :meth:`close` does.
+    ``version`` changes when the bytes do, where the source says anything of the kind.
     """
 
     path: str
@@ -30,6 +31,7 @@ class SourceFile:
     asked: Callable[[], SourceFile] | None = None
     delimited: bool = True
     drop: Callable[[], None] | None = None
+    version: str = ""
 
     def ready(self) -> SourceFile:
         """The file as its source describes it; to be called when the file's turn has come."""

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
-from time import sleep
+from time import monotonic, sleep
 from urllib.parse import unquote, urljoin, urlsplit
 
 import urllib3
@@ -235,9 +235,10 @@ class Web:
                 answer = opened.add(self._request(uri, {}))
                 _require_same(uri, about, answer)
             while True:
+                begun = monotonic()
                 chunk, broken = self._next(answer, position, size, skip)
                 if chunk:
-                    if not pace.keeps_up(len(chunk)):
+                    if not pace.keeps_up(len(chunk), monotonic() - begun):
                         raise SourceUnavailable(f"The source {shown(uri)!r} is too slow.")
                     fresh, skip = chunk[skip:], max(0, skip - len(chunk))
                     position += len(fresh)
