@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "tests/facility/" not in item.nodeid:
             continue
-        item.add_marker(pytest.mark.timeout(1200))
+        item.add_marker(pytest.mark.timeout(2400))
         if lacking and not os.environ.get("CI"):
             item.add_marker(pytest.mark.skip(reason=f"the local facility needs {lacking}"))
 

@@ -589,19 +589,16 @@ def slow(tmp_path: Path, request: pytest.FixtureRequest):
 def test_who_waits_too_long_for_another_ones_copy_is_told_so(slow) -> None:
     facade, slowness = slow
     path = facade.ingest("1", facade.file("p1.nc", bytes(6 << 20)))["registeredFilesList"][0]
-    slowness.rate = 1 << 20
+    slowness.rate = 1 << 19
     with ThreadPoolExecutor(1) as pool:
         owner = pool.submit(facade.fetch_answer, path)
         time.sleep(0.7)
-        begun = time.monotonic()
         waiter = facade.fetch_answer(path)
         assert waiter.status == 503
         assert "(E5561)" in waiter.headers["Warning"]
-        assert time.monotonic() - begun < 3
-        begun = time.monotonic()
         health = facade.call("GET", "/actuator/health", user=None)
         assert (health.status, health.data) == (200, b'{"status":"UP"}')
-        assert time.monotonic() - begun < 1
+        assert not owner.done()
         assert owner.result().status == 200
     assert facade.fetch(path)["fileSize"] == 6 << 20
 

@@ -22,6 +22,8 @@ from urllib.parse import quote
 
 import urllib3
 
+from tests.support.servers import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESSES = {
     "bastion": "10.89.8.3",
@@ -34,6 +36,8 @@ ADDRESSES = {
 }
 NODES = ("node1", "node2", "node3")
 READY_SECONDS = 90.0
+#: So long a client that is told to come again does so.
+AGAIN_SECONDS = 60.0
 OPERATOR = ROOT / "local_hosts/operator.sh"
 
 
@@ -219,10 +223,20 @@ class Facility:
             method, url, body=body, headers=sent, redirect=False, preload_content=preload, **patient
         )
 
+    def asked_again(self, method: str, path: str, **options: Any) -> urllib3.BaseHTTPResponse:
+        """A request that comes again while it is told to, as a client's does."""
+        begun = time.monotonic()
+        while True:
+            answer = self.request(method, path, **options)
+            told = answer.status == 503 and "Retry-After" in answer.headers
+            if not told or time.monotonic() - begun > AGAIN_SECONDS:
+                return answer
+            time.sleep(1)
+
     def json(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
         """The answer's JSON; the operator's token; fails on everything from 300."""
         options.setdefault("token", self.operator)
-        answer = self.request(method, path, body=body, **options)
+        answer = self.asked_again(method, path, body=body, **options)
         assert answer.status < 300, (answer.status, answer.data[:2000])
         return json.loads(answer.data)
 
@@ -233,7 +247,7 @@ class Facility:
     def link(self, product: dict[str, Any], path: str | None = None) -> str:
         """The signed link to a product's (first) file."""
         path = path or product["files"][0]["path"]
-        answer = self.request(
+        answer = self.asked_again(
             "GET", f"/v1/products/{product['id']}/files/{quote(path)}", token=self.operator
         )
         assert answer.status == 307, (answer.status, answer.data[:500])
@@ -244,7 +258,7 @@ class Facility:
         return self.url(node) + link[link.index("/dl/") :]
 
     def read(self, link: str) -> bytes:
-        answer = self.request("GET", link)
+        answer = self.asked_again("GET", link)
         assert answer.status == 200, (answer.status, answer.data[:500])
         return answer.data
 
@@ -306,7 +320,8 @@ def ground(what: str, alone: bool = False) -> Iterator[None]:
 
 
 def wait_until(condition: Callable[[], object], seconds: float, what: str) -> float:
-    """Wait for a condition; how long it took."""
+    """Wait for a condition, on a quiet machine no longer than this; how long it took."""
+    seconds *= PATIENCE
     begun = time.monotonic()
     problem: object = None
     while time.monotonic() - begun < seconds:

@@ -34,9 +34,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+#: Limits of waiting are of a quiet machine; one so many times slower fails no test.
+PATIENCE = 3
+
+
 def wait_until(condition, seconds: float, what: str) -> Any:
-    """Whatever true thing ``condition`` gives, or an error after ``seconds``."""
-    deadline = time.monotonic() + seconds
+    """Whatever true thing ``condition`` gives, or an error after ``seconds`` (of a quiet machine)."""
+    deadline = time.monotonic() + PATIENCE * seconds
     last: Exception | None = None
     while time.monotonic() < deadline:
         try:
@@ -48,7 +52,7 @@ def wait_until(condition, seconds: float, what: str) -> Any:
         if found:
             return found
         time.sleep(0.1)
-    raise AssertionError(f"{what} did not come about within {seconds} s: {last!r}")
+    raise AssertionError(f"{what} did not come about within {PATIENCE * seconds} s: {last!r}")
 
 
 @dataclass
