@@ -137,6 +137,8 @@ class Catalog:
         """Bring the tables to this version; several processes may do so at once."""
         with _translated(), self._writer.begin() as connection:
             if not self.is_sqlite:
+                # Between two statements of a migration a slow machine may stand still for long.
+                connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
             config = Config()
             config.set_main_option("script_location", str(_MIGRATIONS))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import time
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from admin_api import errors
 from admin_api.catalog.database import Catalog
@@ -112,6 +115,27 @@ def test_migrations_make_the_tables_of_the_models_in_postgresql(database) -> Non
     )
     catalog = Catalog(settings)
     catalog.migrate()
+    catalog.migrate()
+    assert _differences(catalog) == []
+    catalog.close()
+
+
+def test_a_migration_on_a_machine_that_stands_still_for_a_while_goes_on(
+    database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = CatalogSettings(
+        url=database.url(database.new_database()),
+        password_file=database.password_file,
+        busy_seconds=0.6,  # other transactions are ended when they stand still for a third of it
+    )
+    prepare = ScriptDirectory.from_config
+
+    def slow(config: Config) -> ScriptDirectory:
+        time.sleep(0.5)
+        return prepare(config)
+
+    monkeypatch.setattr(ScriptDirectory, "from_config", slow)
+    catalog = Catalog(settings)
     catalog.migrate()
     assert _differences(catalog) == []
     catalog.close()
