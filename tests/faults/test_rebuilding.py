@@ -461,7 +461,7 @@ class _Services:
             second.catalog.close()
 
 
-@settings(max_examples=25, **QUICK)
+@settings(max_examples=10, **QUICK)
 @given(steps=STEPS, seed=st.integers(0, 1 << 30))
 def test_what_the_services_did_comes_back_when_the_catalog_is_lost(
     tmp_path_factory, steps, seed
