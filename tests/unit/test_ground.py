@@ -471,6 +471,15 @@ def test_a_bucket_that_hosts_open_by_their_profile_needs_no_keys_anywhere() -> N
     assert backend.credentials_file is None and backend.endpoint is None
     assert backend.region == "eu-central-1"
 
+    names = [item["name"] for item in load("roles/admin_api/tasks/main.yml")]
+    gone = "Ensure no keys of the bucket stay that are wanted no more"
+    assert names.index(gone) > names.index("Ensure its worker runs")
+    stale = task("roles/admin_api/tasks/main.yml", gone)
+    assert Variables("admin_api", **bucket).value(f"{{{{ {stale['when']} }}}}") is True
+    assert Variables("admin_api", **bucket).value(stale["ansible.builtin.file"]["path"]) == (
+        "/etc/storage-manager/secrets/s3.credentials"
+    )
+
     refuse = task("playbooks/rotate_secrets.yml", "Refuse where there are no keys")
     assert "there are no keys to rotate" in str(Variables(**bucket).refusal(refuse))
     assert Variables(facility_s3_bucket="products").refusal(refuse) is None
