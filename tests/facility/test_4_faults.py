@@ -219,6 +219,14 @@ def test_cached_files_are_read_while_the_origin_is_down_and_the_rest_is_told(
     facility.remove(cold)
 
 
+def test_the_database_notices_altered_pages_and_has_its_share_of_the_memory(
+    facility: Facility,
+) -> None:
+    ask = "cd / && runuser -u postgres -- psql --no-psqlrc -At -c"
+    assert facility.ssh("control", f"{ask} 'show data_checksums'") == "on"
+    assert facility.ssh("control", f"{ask} 'show shared_buffers'") == "128MB"
+
+
 def test_the_database_that_is_killed_comes_back_by_itself(facility: Facility, files) -> None:
     before = facility.ssh("control", "systemctl show --property=MainPID 'postgresql@*'")
     facility.ssh("control", "systemctl kill --signal=KILL 'postgresql@*'")

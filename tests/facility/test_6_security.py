@@ -240,3 +240,13 @@ def test_every_target_is_watched(facility: Facility) -> None:
         return True
 
     wait_until(up, 60, "Prometheus to reach every target")
+
+
+def test_each_fault_raises_its_alert_and_a_facility_that_is_well_none(facility: Facility) -> None:
+    """By Prometheus' own evaluation, of the rules that are installed."""
+    text = (ROOT / "tests/facility/alerts.yml").read_text()
+    output = facility.ssh(
+        "control",
+        f"file=$(mktemp) && cat > $file <<'E'\n{text}\nE\npromtool test rules $file; rm $file",
+    )
+    assert "SUCCESS" in output, output
