@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import click
 
 from admin_api import __version__
-from admin_api.cli.failures import EXIT_INTERRUPTED, Failure, document
+from admin_api.cli.failures import EXIT_INTERRUPTED, Failure, document, local_failure
 
 #: Verb -> module of this package and its attribute.  Loaded when it is asked for: a shell's
 #: completion and a script that calls the command a thousand times wait for nothing else.
@@ -64,8 +65,17 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             error: click.ClickException = Failure("Interrupted.", EXIT_INTERRUPTED)
+        except click.Abort as raised:
+            # A question that was answered with no, or interrupted.
+            if not isinstance(raised.__context__, KeyboardInterrupt):
+                raise
+            error = Failure("Interrupted.", EXIT_INTERRUPTED)
         except click.ClickException as raised:
             error = raised
+        except OSError as raised:
+            if raised.errno == errno.EPIPE:
+                raise  # click ends quietly then, as `| head` wants it
+            error = local_failure(raised, raised.filename or "The output")
         if not ctx.params["as_json"]:
             raise error
         click.echo(json.dumps(document(error), ensure_ascii=False), err=True)

@@ -150,7 +150,7 @@ class Progress:
             counted = part(done, self._total)
         else:
             counted = f"{done:,.0f}/{self._counted(self._total)}"
-        told = [f"{self._files_done}/{self._files} files"] if self._files else []
+        told = [f"{self._files_done}/{self._files} files"] if (self._files or 0) > 1 else []
         told += [counted, f"{human(rate)}/s" if is_bytes else f"{rate:,.0f}/s"]
         if self._total and rate and done < self._total:
             told.append(f"ETA {duration((self._total - done) / rate)}")

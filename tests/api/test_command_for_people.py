@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import pty
+import signal
 import ssl
 import struct
 import subprocess
@@ -52,24 +53,42 @@ def lines(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def _on_its_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # Ignored where the tests run in the background of a script, and inherited then.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def on_terminal(
     command: list[str], environment: dict[str, str] | None = None, typed: bytes = b""
 ) -> tuple[int, str]:
-    """Run a command on a terminal of 80 columns; its exit code and what was to be seen."""
+    """Run a command on a terminal of 80 columns; its exit code and what was to be seen.
+
+    ``typed`` is typed when it asks.
+    """
     terminal, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     environment = {**os.environ, "TERM": "xterm", **(environment or {})}
     environment.pop("COLUMNS", None)
     process = subprocess.Popen(
-        command, stdin=end, stdout=end, stderr=end, cwd=ROOT, env=environment
+        command,
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=_on_its_terminal,
     )
     os.close(end)
-    os.write(terminal, typed)
     seen = b""
     # The last one at the other end hangs up: that is an error here.
     with contextlib.suppress(OSError):
         while part := os.read(terminal, 65536):
             seen += part
+            if typed and b"[y/N]" in seen:
+                os.write(terminal, typed)
+                typed = b""
     os.close(terminal)
     return process.wait(), seen.decode()
 
@@ -271,6 +290,26 @@ def test_an_interrupt_while_the_command_is_loaded_is_no_traceback() -> None:
     assert (done.returncode, done.stderr) == (130, "")
 
 
+def test_a_full_disk_behind_the_output_is_a_sentence_and_a_closed_pipe_is_none(
+    service, tmp_path: Path
+) -> None:
+    path = make_s5p(tmp_path, seed=218)
+    service.cli("ingest", str(path))
+    command, environment = as_operator(service, "ls", "-o", "json")
+    full, closed = (
+        subprocess.run(
+            ["bash", "-c", f"{' '.join(command)} {where}"],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+        )
+        for where in ("> /dev/full", "| true")
+    )
+    assert (full.returncode, full.stderr) == (1, "Error: The output: No space left on device.\n")
+    assert closed.stderr == ""
+
+
 def test_what_a_uri_holds_is_recognised_as_a_local_directory_is(service, inbox: Path) -> None:
     trees = [make_s1(inbox, seed=207, size=100), make_s3(inbox / "deeper", seed=208)]
     single = make_s5p(inbox / "deeper", seed=209, size=100)
@@ -318,6 +357,8 @@ def test_files_that_are_not_called_as_products_are_asked_about(
     refused = service.cli("ingest", str(tmp_path), "--strays", "fail", check=False)
     assert (refused.returncode, stray.name in refused.stderr) == (1, True)
     command = as_operator(service, "ingest", str(tmp_path))
+    exit_code, seen = on_terminal(*command, typed=b"\x03")
+    assert (exit_code, "Interrupted." in seen) == (130, True), seen
     exit_code, seen = on_terminal(*command, typed=typed)
     assert exit_code == 0, seen
     assert f"{stray.name} is not called as products are. Ingest them, too?" in seen
