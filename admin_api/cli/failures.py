@@ -99,15 +99,15 @@ def for_each(
 ) -> None:
     """Do ``action`` for every item: ``failed`` tells of one that fails, and the others go on.
 
-    Raises Failure at the end if any failed; the only one's own at once, and that of a service
-    which nobody answers for, since the others would fail alike.
+    Raises Failure at the end if any failed.  At once: the only one's own, an interrupt, and that of
+    a service which does not answer, since the others would fail alike.
     """
     codes = []
     for item in items:
         try:
             action(item)
         except Failure as failure:
-            if len(items) == 1:
+            if len(items) == 1 or failure.exit_code == EXIT_INTERRUPTED:
                 raise
             failed(item, failure)
             if failure.exit_code == EXIT_UNAVAILABLE and not failure.problem:

@@ -153,7 +153,8 @@ def proseo_caller(
 @click.command()
 @settings_option
 @click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
-def rebuild(settings_file: Path | None, as_json: bool) -> None:
+@click.pass_context
+def rebuild(context: click.Context, settings_file: Path | None, as_json: bool) -> None:
     """Rebuild the catalog from the records in the stores (or bring an old one up to date).
 
     Names what cannot be read and goes on; the exit code is 1 then, and 6 if a store or the catalog
@@ -164,6 +165,7 @@ def rebuild(settings_file: Path | None, as_json: bool) -> None:
     from admin_api.services.records import Unreadable
     from admin_api.settings import load
 
+    as_json = as_json or bool(context.find_root().params.get("as_json"))
     counts = {"statements": 0, "applied": 0}
     unreadable = 0
     try:

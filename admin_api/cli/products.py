@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from admin_api.cli import jobs
 from admin_api.cli.client import Client, gone
 from admin_api.cli.completing import product_names
 from admin_api.cli.failures import EXIT_FAILED, Failure, for_each, teller
@@ -192,6 +191,8 @@ def rm(
     if bool(references) == bool(filters) or (dry_run and not filters):
         raise click.UsageError("Name products, or give --filter (with --dry-run, if you like).")
     if filters:
+        from admin_api.cli import jobs
+
         jobs.remove(client, filters, cause, dry_run)
         return
 

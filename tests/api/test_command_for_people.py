@@ -290,6 +290,20 @@ def test_an_interrupt_while_the_command_is_loaded_is_no_traceback() -> None:
     assert (done.returncode, done.stderr) == (130, "")
 
 
+def test_an_interrupt_of_one_of_several_products_ends_the_command() -> None:
+    from admin_api.cli.failures import EXIT_INTERRUPTED, Failure, for_each
+
+    begun = []
+
+    def interrupted(item: str) -> None:
+        begun.append(item)
+        raise Failure("Interrupted; the job goes on.", EXIT_INTERRUPTED)
+
+    with pytest.raises(Failure, match="the job goes on"):
+        for_each(["first", "second"], interrupted, lambda item, failure: None)
+    assert begun == ["first"]
+
+
 def test_a_full_disk_behind_the_output_is_a_sentence_and_a_closed_pipe_is_none(
     service, tmp_path: Path
 ) -> None:
