@@ -467,3 +467,27 @@ def test_verbs_are_loaded_when_they_are_asked_for(service) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_what_a_bucket_holds_is_recognised_in_the_same_way(
+    s3_server, make_service, tmp_path: Path
+) -> None:
+    backend = s3_server.backend()
+    service = make_service(sources={"s3": [{"backend": backend}]})
+    service.start()
+    client, bucket = s3_server.client(), backend["bucket"]
+    tree, single = make_s1(tmp_path, seed=219, size=100), make_s5p(tmp_path, seed=220, size=100)
+    for path in (*tree.rglob("*"), single):
+        if path.is_file():
+            key = f"2021/{path.relative_to(tmp_path)}"
+            client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
+    done = service.cli("--json", "--quiet", "ingest", f"s3://{bucket}/2021/")
+    assert {line["item"] for line in lines(done.stdout)} == {tree.name, single.name}
+    for path in (tree, single):
+        shown = json.loads(service.cli("--json", "show", path.name).stdout)
+        assert shown["file_count"] == (5 if path is tree else 1)
+        again = service.cli("ingest", f"s3://{bucket}/2021/{path.name}").stdout
+        assert again.startswith("skipped ")
+    nothing = service.cli("ingest", f"s3://{bucket}/2022", check=False)
+    assert nothing.returncode == 1
+    assert "source_not_found" in nothing.stderr
