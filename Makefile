@@ -94,6 +94,7 @@ clean: ## remove what the targets made in this folder
 	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
 
 $(VENV)/.ready: requirements.txt pyproject.toml
+	@echo "Installing what is needed into $(VENV), once: about a minute."
 	@scripts/venv.sh $(PYTHON) $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .

@@ -2,11 +2,14 @@
 
 make demo              in a folder of its own (.demo), ends by itself
 make demo DATA=dir     ingests what is in the directory, too
-make demo KEEP=1       leaves the service running
+make demo KEEP=1       leaves the service running, until the next demonstration
+
+There is one demonstration at a time: one that was left running is ended first.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -22,6 +25,7 @@ import time
 import urllib.request
 import zipfile
 from pathlib import Path
+from urllib.parse import quote
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -72,27 +76,56 @@ def environment() -> dict[str, str]:
         **os.environ,
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "STORAGE_MANAGER_SETTINGS": "settings.toml",
-        "STORAGE_MANAGER_URL": f"http://127.0.0.1:{PORT}",
+        "STORAGE_MANAGER_URL": f"http://127.0.0.1:{port(8080)}",
         "STORAGE_MANAGER_TOKEN_FILE": "token",
     }
 
 
-def free_port(preferred: int) -> int:
-    """The preferred port if nobody has it."""
-    for port in (preferred, 0):
+@functools.cache
+def port(preferred: int) -> int:
+    """The preferred port if nobody has it; which one it is stays so."""
+    for tried in (preferred, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind(("127.0.0.1", tried))
             except OSError:
+                print(f"Port {preferred} is another program's; a free one is taken.", flush=True)
                 continue
             return probe.getsockname()[1]
     raise SystemExit("No free port.")
 
 
+def words_of(pid: int) -> list[bytes]:
+    """The command line of a process; none of one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+    except FileNotFoundError:
+        return []
+
+
+def end_older() -> None:
+    """End the service that an earlier demonstration left running: its folder is made anew."""
+    try:
+        pid = int((DEMO / "pid").read_text())
+        folder = Path(f"/proc/{pid}/cwd").readlink()
+    except (OSError, ValueError):
+        return
+    # Numbers of processes are given again: it must be ours.
+    if b"serve" not in words_of(pid) or folder != DEMO:
+        return
+    print(f"An earlier demonstration still runs (process {pid}); it is ended.", flush=True)
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        os.killpg(pid, how)
+        for _ in range(300):
+            if not words_of(pid):
+                return
+            time.sleep(0.1)
+    raise SystemExit(f"Process {pid} does not end.")
+
+
 #: What the Ingestor and this service share.
 PROSEO_SECRET = secrets.token_hex(20)
-PORT, METRICS_PORT = free_port(8080), free_port(9180)
 
 
 def set_up(data: Path | None) -> None:
@@ -126,8 +159,8 @@ callers_file = "{DEMO}/callers"
 secret_file = "{DEMO}/proseo-secret"
 
 [server]
-port = {PORT}
-metrics_port = {METRICS_PORT}
+port = {port(8080)}
+metrics_port = {port(9180)}
 """
     )
     (DEMO / "proseo-secret").write_text(PROSEO_SECRET)
@@ -184,11 +217,12 @@ def start() -> subprocess.Popen[bytes]:
             env=environment(),
             start_new_session=True,
         )
+    (DEMO / "pid").write_text(str(process.pid))
     for _ in range(300):
         if process.poll() is not None:
             raise SystemExit((DEMO / "service.log").read_text())
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/healthz/ready", timeout=2)
+            urllib.request.urlopen(f"http://127.0.0.1:{port(8080)}/healthz/ready", timeout=2)
             return process
         except OSError:
             time.sleep(0.1)
@@ -197,7 +231,7 @@ def start() -> subprocess.Popen[bytes]:
 
 def tour(data: Path | None) -> None:
     """The main job."""
-    url = f"http://127.0.0.1:{PORT}"
+    url = f"http://127.0.0.1:{port(8080)}"
     header = '-H "Authorization: Bearer $(cat token)"'
     inbox = DEMO / "inbox"
     single = sorted(path.name for path in inbox.glob("S5P*"))
@@ -211,7 +245,7 @@ def tour(data: Path | None) -> None:
     run(f"curl -s {header} -T inbox/{single[0]} {url}/v1/uploads/{single[0]} | head -c 300; echo")
 
     say("Ingest: a SAFE tree by reference; every file is compared with its manifest")
-    body = f'{{"source": "file://{inbox}/{safe[0]}", "verification": "manifest"}}'
+    body = f'{{"source": "{(inbox / safe[0]).as_uri()}", "verification": "manifest"}}'
     run(
         f"curl -s {header} -H 'Content-Type: application/json' -d {shlex.quote(body)} "
         f"{url}/v1/products | head -c 300; echo"
@@ -257,7 +291,7 @@ def tour(data: Path | None) -> None:
     run("cat $(cat paths) | sha256sum > inbox/output.txt && cat inbox/output.txt")
     base, output = f"{url}/proseo/storage-mgr/v1", f"{inbox}/output.txt"
     run(
-        f"curl -s -u UTM-wrapper:demonstration -X PUT '{base}/productfiles?pathInfo={output}"
+        f"curl -s -u UTM-wrapper:demonstration -X PUT '{base}/productfiles?pathInfo={quote(output)}"
         "&productId=815&fileSize=0' | tee stored; echo"
     )
     claims = {"sub": "output.txt", "exp": int(time.time()) + 60}
@@ -278,7 +312,7 @@ def tour(data: Path | None) -> None:
     run("storage-manager events && storage-manager events --verify")
     run("storage-manager reconcile")
     run(f"curl -s {url}/healthz/ready")
-    run(f"curl -s http://127.0.0.1:{METRICS_PORT}/metrics | grep requests_total | head -5")
+    run(f"curl -s http://127.0.0.1:{port(9180)}/metrics | grep requests_total | head -5")
 
 
 def bulk() -> None:
@@ -312,11 +346,17 @@ def main() -> None:
     if data is not None and not data.exists():
         raise SystemExit(f"There is no {data}.")
     began = time.monotonic()
+    print(
+        "The service on a directory, every command as it is run, everything in .demo: about a "
+        "minute. Ctrl-C ends it.",
+        flush=True,
+    )
+    end_older()
     say("Set up in .demo: settings, a key, a token, Sentinel-like products")
     set_up(data)
     run("cat settings.toml")
     run("storage-manager token --new-key keys")
-    run("storage-manager token --subject demo --scope admin --hours 24 > token && chmod 600 token")
+    run("storage-manager token --subject demo --scope admin --hours 24 --output token")
     run("echo demonstration | storage-manager proseo-caller UTM-wrapper --scope ingest > callers")
     process = start()
     try:
@@ -324,10 +364,11 @@ def main() -> None:
         print(f"\nDone in {time.monotonic() - began:.0f} seconds.")
         if os.environ.get("KEEP"):
             print(
-                f"The service runs on at http://127.0.0.1:{PORT} (API page: /openapi/swagger).\n"
+                f"The service runs on: http://127.0.0.1:{port(8080)}/\n"
                 f"Stop it with: kill {process.pid}\nRepeat any command above with:\n"
-                f"  cd .demo && export PATH={BIN}:$PATH STORAGE_MANAGER_SETTINGS=settings.toml "
-                f"STORAGE_MANAGER_URL=http://127.0.0.1:{PORT} STORAGE_MANAGER_TOKEN_FILE=token"
+                f"  cd {shlex.quote(str(DEMO))} && export PATH={shlex.quote(str(BIN))}:$PATH "
+                "STORAGE_MANAGER_SETTINGS=settings.toml STORAGE_MANAGER_TOKEN_FILE=token "
+                f"STORAGE_MANAGER_URL=http://127.0.0.1:{port(8080)}"
             )
             return
     finally:
@@ -337,4 +378,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nInterrupted; the service is ended, what it made is in .demo.", flush=True)
+        sys.exit(130)

@@ -1,25 +1,39 @@
-"""The commands' HTTP client: token from a file, problems as sentences, meaningful exit codes."""
+"""The commands' HTTP client: token from a file, problems as sentences, patience if it is busy."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
+import ssl
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 import click
-import urllib3
 
+from admin_api.cli.failures import (
+    EXIT_FAILED,
+    EXIT_NOT_ALLOWED,
+    EXIT_NOT_FOUND,
+    EXIT_REFUSED,
+    EXIT_UNAVAILABLE,
+    Failure,
+    local_failure,
+    shown,
+)
 from admin_api.cli.output import Progress
 from admin_api.cli.parallel import Stopped, Window
+
+if TYPE_CHECKING:
+    # Loaded with the first request: a third of the time that the command takes to begin.
+    import urllib3
 
 CHUNK = 1 << 20
 _OK = 300
@@ -31,35 +45,16 @@ _BUSY_CODES = {"busy", "too_many_requests", "too_many_connections"}
 _MAX_PAUSE_SECONDS = 60.0
 _DEFAULT_PAUSE_SECONDS = 2.0
 
-#: Exit codes; 0 is success, 1 a failed check or operation, 2 a wrong command line.
-EXIT_FAILED = 1
-EXIT_NOT_FOUND = 3
-EXIT_REFUSED = 4
-EXIT_NOT_ALLOWED = 5
-EXIT_UNAVAILABLE = 6
-EXIT_PARTIAL = 7
-EXIT_INTERRUPTED = 130
-_EXITS = {401: EXIT_NOT_ALLOWED, 403: EXIT_NOT_ALLOWED, 404: EXIT_NOT_FOUND, 409: EXIT_REFUSED}
-_EXITS |= {410: EXIT_NOT_FOUND, 502: EXIT_UNAVAILABLE, 503: EXIT_UNAVAILABLE, 507: EXIT_REFUSED}
+_EXITS = {401: EXIT_NOT_ALLOWED, 403: EXIT_NOT_ALLOWED, 404: EXIT_NOT_FOUND, 410: EXIT_NOT_FOUND}
+_EXITS |= {409: EXIT_REFUSED, 507: EXIT_REFUSED}
+_EXITS |= dict.fromkeys((429, 502, 503, 504), EXIT_UNAVAILABLE)
 
 
-class Failure(click.ClickException):
-    """A failure with a sentence and an exit code."""
+def broken(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """What a connection raises that fails or breaks off, and ``more``."""
+    from urllib3.exceptions import HTTPError
 
-    def __init__(self, message: str, exit_code: int, problem: dict[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code  # type: ignore[misc]  # click declares it for the class
-        self.problem = problem or {}
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """A path as it can be printed, though its name may not be UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def local_failure(error: OSError, path: str | os.PathLike[str]) -> Failure:
-    """What this machine's own files and disks refuse, as a sentence."""
-    return Failure(f"{shown(path)}: {error.strerror or error}.", EXIT_FAILED)
+    return (HTTPError, OSError, *more)
 
 
 @dataclass
@@ -68,16 +63,35 @@ class Client:
 
     url: str
     token_file: Path | None
+    ca_file: Path | None = None
     as_json: bool = False
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        # Large blocks: urllib3 would send files in pieces of 16 KiB.
-        self._pool = urllib3.PoolManager(
-            maxsize=32, blocksize=CHUNK, timeout=urllib3.Timeout(connect=10, read=300)
-        )
         self._window = Window(32)
         self._told = self._reached = False
+
+    @functools.cached_property
+    def _pool(self) -> urllib3.PoolManager:
+        import urllib3
+
+        trusted: dict[str, Any] = {}
+        if self.ca_file is not None:
+            try:
+                trusted["ssl_context"] = ssl.create_default_context(cafile=self.ca_file)
+            except ssl.SSLError:
+                raise Failure(
+                    f"{shown(self.ca_file)} holds no certificates (PEM).", EXIT_FAILED
+                ) from None
+            except OSError as error:
+                raise local_failure(error, self.ca_file) from error
+        # Large blocks: urllib3 would send files in pieces of 16 KiB.
+        return urllib3.PoolManager(
+            maxsize=32,
+            blocksize=CHUNK,
+            timeout=urllib3.Timeout(connect=10, read=300),
+            **trusted,
+        )
 
     def request(
         self,
@@ -107,16 +121,17 @@ class Client:
         if body is not None:
             sent["Content-Type"] = "application/json"
         payload = json.dumps(body).encode() if body is not None else data
+        pool = self._pool
+        from urllib3 import Retry
+
         # Only what changes nothing is tried again by itself.
-        again = urllib3.Retry(
-            total=3, redirect=5, backoff_factor=0.2, respect_retry_after_header=False
-        )
+        again = Retry(total=3, redirect=5, backoff_factor=0.2, respect_retry_after_header=False)
         options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
         begun, broke = time.monotonic(), False
         while True:
             try:
                 with self._window.place(stop) if transfer else nullcontext():
-                    answer = self._pool.urlopen(
+                    answer = pool.urlopen(
                         method,
                         url,
                         body=payload,
@@ -125,7 +140,7 @@ class Client:
                         preload_content=False,
                         **options,
                     )
-            except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            except broken(ValueError) as error:
                 failure = Failure(
                     f"The storage manager at {self.url} cannot be reached: {_reason(error)}",
                     EXIT_UNAVAILABLE,
@@ -178,27 +193,41 @@ class Client:
                     raise Failure(item["detail"], EXIT_FAILED, item)
                 ended = item["type"] == "summary"
                 yield item
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+        except broken() as error:
             raise Failure(f"The answer broke off: {_reason(error)}", EXIT_UNAVAILABLE) from error
         if not ended:
             raise Failure("The answer ended without a summary.", EXIT_FAILED)
 
-    def find(self, reference: str) -> dict[str, Any]:
-        """A product by its id or its name."""
+    def find(self, reference: str, removed: bool = False) -> dict[str, Any]:
+        """A product by its id or its name; with ``removed`` a tombstone as well.
+
+        Raises Failure if there is none, with the tombstone's words if there was one.
+        """
         try:
             found: dict[str, Any] = self.json("GET", f"/v1/products/{quote(reference, safe='')}")
         except Failure as failure:
             if failure.exit_code != EXIT_NOT_FOUND:
                 raise
-            page = self.json("GET", "/v1/products", query={"name": reference, "limit": 1})
-            if not page["products"]:
-                raise Failure(f"There is no product {reference!r}.", EXIT_NOT_FOUND) from None
-            found = self.json("GET", f"/v1/products/{page['products'][0]['id']}")
+            found = self._named(reference)
+        if found["state"] == "removed" and not removed:
+            raise gone(found)
         return found
 
-    def progress(self, what: str, total: int) -> Progress:
-        """Progress of ``total`` bytes, told as this client tells things."""
-        return Progress(what, total, self.as_json, self.quiet)
+    def _named(self, name: str) -> dict[str, Any]:
+        for state in ("available", "removing", "removed"):
+            query = {"name": name, "state": state, "order": "desc", "limit": 1}
+            page = self.json("GET", "/v1/products", query=query)
+            if page["products"]:
+                # Not by its id, where this is not its newest generation but a tombstone.
+                found: dict[str, Any] = page["products"][0]
+                if state == "removed":
+                    return {**found, "files": []}
+                return self.find(found["id"])
+        raise Failure(f"There is no product {name!r}.", EXIT_NOT_FOUND)
+
+    def progress(self, what: str, total: int, files: int | None = None) -> Progress:
+        """Progress of ``total`` bytes in ``files``, told as this client tells things."""
+        return Progress(what, total, self.as_json, self.quiet, files=files)
 
     def _token(self) -> str:
         assert self.token_file is not None
@@ -220,9 +249,19 @@ class Client:
         return token
 
 
+def gone(tombstone: dict[str, Any]) -> Failure:
+    """What is said of a product that was removed."""
+    return Failure(
+        f"{tombstone['name']} was removed by {tombstone['removed_by']} at {tombstone['removed']}: "
+        f"{tombstone['removed_cause']}.",
+        EXIT_NOT_FOUND,
+        {"code": "gone", "product": tombstone["id"], "removed": tombstone["removed"]},
+    )
+
+
 def once() -> dict[str, str]:
     """The header by which a request that is sent twice is carried out once."""
-    return {"Idempotency-Key": uuid.uuid4().hex}
+    return {"Idempotency-Key": os.urandom(16).hex()}
 
 
 class Reader:
@@ -303,11 +342,25 @@ def _failure(answer: urllib3.BaseHTTPResponse) -> Failure:
     try:
         problem = json.loads(answer.read())
         message = f"{problem['detail']} [{problem['code']}, request {problem['request_id']}]"
-    except (ValueError, KeyError, TypeError, urllib3.exceptions.HTTPError, OSError):
+    except broken(ValueError, KeyError, TypeError):
         problem, message = {}, f"The service answered {answer.status} {answer.reason}."
     return Failure(message, _EXITS.get(answer.status, EXIT_FAILED), problem)
 
 
 def _reason(error: BaseException) -> str:
-    inner = getattr(error, "reason", None) or error
-    return f"{type(inner).__name__}: {inner}"
+    """What the system says of a connection, without the layers that it came through."""
+    causes = [getattr(error, "reason", None) or error]
+    while True:
+        # urllib3 has what the system said as the cause, or as the first word.
+        inner = causes[-1].__cause__ or next(iter(causes[-1].args), None)
+        if not isinstance(inner, BaseException):
+            break
+        causes.append(inner)
+    for cause in reversed(causes):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted ({cause.verify_message}); see --ca-file."
+        if isinstance(cause, TimeoutError):
+            return "no answer in time."
+        if isinstance(cause, OSError) and cause.strerror:
+            return f"{cause.strerror}."
+    return f"{type(causes[0]).__name__}: {causes[0]}"

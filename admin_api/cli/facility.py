@@ -22,7 +22,8 @@ from typing import Any
 
 import click
 
-from admin_api.cli.client import EXIT_FAILED, Client, Failure
+from admin_api.cli.client import Client
+from admin_api.cli.failures import EXIT_FAILED, Failure
 from admin_api.cli.output import emit
 from admin_api.cli.terraform import Terraform, TerraformError
 

@@ -10,18 +10,17 @@ from typing import IO, Any
 
 import click
 
-from admin_api.cli.client import (
+from admin_api.cli.client import Client, Reader, once
+from admin_api.cli.failures import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_PARTIAL,
-    Client,
     Failure,
-    Reader,
     local_failure,
-    once,
     shown,
 )
-from admin_api.cli.output import emit, human
+from admin_api.cli.output import duration, emit, human, part, shortened, width
+from admin_api.cli.times import HELP, TIME, utc
 
 _FINAL = ("done", "cancelled")
 _FIRST_LOOK_SECONDS = 0.2
@@ -61,7 +60,7 @@ class _Pipe(Reader):
     show_default=True,
 )
 @click.option("--register", is_flag=True, help="What lies in the store: copy nothing.")
-@click.option("--retention", help="Keep at least until (RFC 3339).")
+@click.option("--retention", type=TIME, help=f"Keep at least until: {HELP}.")
 @click.option(
     "--strays",
     type=click.Choice(["ingest", "skip", "fail"]),
@@ -90,7 +89,7 @@ def import_(client: Client, /, what: str, detach: bool, **options: Any) -> None:
     del wishes["register"]
     job = _begin(client, what, wishes)
     if detach:
-        emit(client.as_json, job, _line(job))
+        emit(client.as_json, job, line_of(job))
         return
     follow(client, job)
 
@@ -98,9 +97,9 @@ def import_(client: Client, /, what: str, detach: bool, **options: Any) -> None:
 def _begin(client: Client, what: str, wishes: dict[str, Any]) -> dict[str, Any]:
     path = Path(what)
     if "://" in what or what.startswith("file:"):
-        return _post(client, {**wishes, "source": what})
+        return begin(client, {**wishes, "source": what})
     if what != "-" and path.is_dir():
-        return _post(client, {**wishes, "source": path.absolute().as_uri()})
+        return begin(client, {**wishes, "source": path.absolute().as_uri()})
     if what != "-" and not path.exists():
         raise click.UsageError(f"There is no {shown(path)!r}.")
     try:
@@ -108,7 +107,7 @@ def _begin(client: Client, what: str, wishes: dict[str, Any]) -> dict[str, Any]:
             return _send(client, _Pipe(sys.stdin.buffer), wishes)
         with path.open("rb") as file:
             if path.suffix.lower() in (".json", ".geojson"):
-                return _post(client, _document(file.read(), path), wishes)
+                return begin(client, _document(file.read(), path), wishes)
             size = path.stat().st_size
             with client.progress(f"sending {path.name}", size) as progress:
                 return _send(client, Reader(file, size, progress.move), wishes)
@@ -137,7 +136,8 @@ def _query(wishes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _post(client: Client, body: Any, wishes: dict[str, Any] | None = None) -> dict[str, Any]:
+def begin(client: Client, body: Any, wishes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Begin an import that is told in JSON; the job."""
     job: dict[str, Any] = client.json(
         "POST", "/v1/imports", query=_query(wishes or {}), body=body, headers=once()
     )
@@ -159,9 +159,16 @@ def remove(client: Client, told: tuple[str, ...], cause: str, dry_run: bool) -> 
     """Remove the products that a filter finds (``KEY=VALUE``), as a job."""
     pairs = [pair.partition("=") for pair in told]
     if any(not key or not value for key, _, value in pairs):
-        raise click.UsageError("A filter is KEY=VALUE, as mission=S3 or created_to=2026-01-01T00Z.")
+        raise click.UsageError("A filter is KEY=VALUE, as mission=S3 or created_to=2026-01-01.")
+    wanted = {key.replace("-", "_"): value for key, _, value in pairs}
+    for key, value in wanted.items():
+        if key.endswith(("_from", "_to")):
+            try:
+                wanted[key] = utc(value)
+            except ValueError:
+                raise click.UsageError(f"{key}={value} is no time: {HELP}.") from None
     body = {
-        "filter": {key.replace("-", "_"): value for key, _, value in pairs},
+        "filter": wanted,
         "cause": cause,
         "dry_run": dry_run,
     }
@@ -171,39 +178,45 @@ def remove(client: Client, told: tuple[str, ...], cause: str, dry_run: bool) -> 
 # -- following -----------------------------------------------------------------------------------
 def follow(client: Client, job: dict[str, Any]) -> None:
     """Tell how a job goes on until it ends; raises Failure if not all of it went well."""
+    job = wait(client, job, tell_failed=True)
+    if job["options"].get("dry_run"):
+        for item in items_of(client, job["id"], "done"):
+            emit(client.as_json, item, _item_line(item))
+    emit(client.as_json, job, line_of(job))
+    judge(job)
+
+
+def wait(client: Client, job: dict[str, Any], tell_failed: bool = False) -> dict[str, Any]:
+    """Tell how far a job is until it ends, and with ``tell_failed`` what fails; the ended job."""
     ticker = _Ticker(client)
     failed, told, pause = 0, 0, _FIRST_LOOK_SECONDS
     try:
         if not client.as_json and not client.quiet:
             click.echo(f"job {job['id']}", err=True)
         while True:
-            if job["failed"] and told < _TOLD:
-                for item in _items(client, job["id"], "failed", failed, _TOLD - told):
+            if tell_failed and job["failed"] and told < _TOLD:
+                for item in items_of(client, job["id"], "failed", failed, _TOLD - told):
                     ticker.clear()
                     emit(client.as_json, item, _item_line(item))
                     failed, told = item["sequence"], told + 1
             if job["state"] in _FINAL:
-                break
+                return job
             ticker.tell(job)
             time.sleep(pause)
             pause = min(2 * pause, _LOOK_SECONDS)
             job = client.json("GET", f"/v1/jobs/{job['id']}", transfer=True)
     except KeyboardInterrupt:
-        ticker.clear()
         raise Failure(
             f"Interrupted; the job goes on. Come back with `storage-manager jobs watch {job['id']}`"
             f", end it with `storage-manager jobs cancel {job['id']}`.",
             EXIT_INTERRUPTED,
         ) from None
-    ticker.clear()
-    if job["options"].get("dry_run"):
-        for item in _items(client, job["id"], "done", 0, None):
-            emit(client.as_json, item, _item_line(item))
-    emit(client.as_json, job, _line(job))
-    _judge(job)
+    finally:
+        ticker.clear()
 
 
-def _judge(job: dict[str, Any]) -> None:
+def judge(job: dict[str, Any]) -> None:
+    """Raise Failure if not all of an ended job went well."""
     if job["problem"]:
         raise Failure(job["problem"]["detail"], EXIT_FAILED, job["problem"])
     if job["failed"]:
@@ -223,6 +236,7 @@ class _Ticker:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._begun = time.monotonic()
         self._is_live = sys.stderr.isatty() and not client.as_json
         self._said = time.monotonic()
         self._is_shown = False
@@ -232,11 +246,12 @@ class _Ticker:
         if self._client.quiet:
             return
         if self._is_live:
-            click.echo(f"\r\x1b[K{_line(job)}", err=True, nl=False)
+            text = f"{_counts(job)}, {duration(time.monotonic() - self._begun)}"
+            click.echo(f"\r\x1b[K{shortened(text, width() - 1)}", err=True, nl=False)
             self._is_shown = True
         elif time.monotonic() - self._said >= _PLAIN_SECONDS:
             self._said = time.monotonic()
-            click.echo(json.dumps(job) if self._client.as_json else _line(job), err=True)
+            click.echo(json.dumps(job) if self._client.as_json else line_of(job), err=True)
 
     def clear(self) -> None:
         """Make room for another line."""
@@ -245,28 +260,36 @@ class _Ticker:
             self._is_shown = False
 
 
-def _line(job: dict[str, Any]) -> str:
+def line_of(job: dict[str, Any]) -> str:
+    """A job as one line."""
+    return f"{job['id']}  {job['kind']:8}{job['state']:10}{_counts(job)}"
+
+
+def _counts(job: dict[str, Any]) -> str:
     counts = [f"{job['done']} done"]
     counts += [
         f"{job[name]} {name}"
         for name in ("skipped", "failed", "cancelled", "running", "queued")
         if job[name]
     ]
-    size = human(job["bytes"])
-    if job["expected_bytes"] > job["bytes"] and job["state"] not in _FINAL:
-        size += f" of {human(job['expected_bytes'])}"
-    text = f"{job['id']}  {job['kind']:8}{job['state']:10}{', '.join(counts)}; {size}"
+    is_whole = job["state"] in _FINAL or job["expected_bytes"] <= job["bytes"]
+    counts.append(human(job["bytes"]) if is_whole else part(job["bytes"], job["expected_bytes"]))
     if job["items_per_second"]:
-        rate = human(job["bytes_per_second"] or 0)
-        text += f", {job['items_per_second']:.1f} items/s, {rate}/s"
+        counts.append(f"{job['items_per_second']:.1f} items/s")
+        counts.append(f"{human(job['bytes_per_second'] or 0)}/s")
     if job["eta_seconds"] is not None and job["state"] not in _FINAL:
-        text += f", {job['eta_seconds']:.0f} s left"
-    return text
+        counts.append(f"ETA {duration(job['eta_seconds'])}")
+    return ", ".join(counts)
 
 
-def _items(
-    client: Client, job_id: str, outcome: str | None, after: int, limit: int | None
+def items_of(
+    client: Client,
+    job_id: str,
+    outcome: str | None = None,
+    after: int = 0,
+    limit: int | None = None,
 ) -> list[dict[str, Any]]:
+    """Items of a job, as its report has them."""
     query = {"outcome": outcome, "after": after, "limit": limit}
     lines = client.lines("GET", f"/v1/jobs/{job_id}/items", query=query)
     return [line for line in lines if line["type"] == "item"]
@@ -292,14 +315,14 @@ def jobs() -> None:
 )
 @click.option("--kind", type=click.Choice(["import", "removal"]))
 @click.option("--subject", help="Whose (administrators only).")
-@click.option("--created-from", help="RFC 3339.")
-@click.option("--created-to", help="RFC 3339.")
+@click.option("--created-from", type=TIME, help=HELP)
+@click.option("--created-to", type=TIME, help="As --created-from.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 1000))
 @click.pass_obj
 def list_jobs(client: Client, /, **filters: Any) -> None:
     """List jobs, the newest first."""
     for job in client.json("GET", "/v1/jobs", query=filters)["jobs"]:
-        emit(client.as_json, job, _line(job))
+        emit(client.as_json, job, line_of(job))
 
 
 @jobs.command()
@@ -309,7 +332,7 @@ def show(client: Client, job_id: str) -> None:
     """Show a job, and what its failed items failed of."""
     job = client.json("GET", f"/v1/jobs/{job_id}")
     lines = [
-        _line(job),
+        line_of(job),
         f"  of {job['subject']}, created {job['created_at']}, begun {job['started_at'] or '-'}, "
         f"ended {job['ended_at'] or '-'}",
     ]
@@ -356,7 +379,7 @@ def retry(client: Client, job_id: str, code: tuple[str, ...], detach: bool) -> N
     if not client.quiet and not client.as_json:
         click.echo(f"{job['retried']} items are queued again.", err=True)
     if detach:
-        emit(client.as_json, job, _line(job))
+        emit(client.as_json, job, line_of(job))
         return
     follow(client, job)
 
@@ -367,7 +390,7 @@ def retry(client: Client, job_id: str, code: tuple[str, ...], detach: bool) -> N
 def pause(client: Client, job_id: str) -> None:
     """Begin no more items of a job for now."""
     job = client.json("POST", f"/v1/jobs/{job_id}/pause")
-    emit(client.as_json, job, _line(job))
+    emit(client.as_json, job, line_of(job))
 
 
 @jobs.command()
@@ -376,7 +399,7 @@ def pause(client: Client, job_id: str) -> None:
 def resume(client: Client, job_id: str) -> None:
     """Go on with a paused job."""
     job = client.json("POST", f"/v1/jobs/{job_id}/resume")
-    emit(client.as_json, job, _line(job))
+    emit(client.as_json, job, line_of(job))
 
 
 @jobs.command()
@@ -385,4 +408,4 @@ def resume(client: Client, job_id: str) -> None:
 def cancel(client: Client, job_id: str) -> None:
     """End a job: what is done stays done, nothing more is begun."""
     job = client.json("DELETE", f"/v1/jobs/{job_id}")
-    emit(client.as_json, job, _line(job))
+    emit(client.as_json, job, line_of(job))

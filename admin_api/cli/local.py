@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
 
 import click
 
-from admin_api.cli.client import EXIT_FAILED, EXIT_UNAVAILABLE, Failure
+from admin_api.cli.failures import EXIT_FAILED, EXIT_UNAVAILABLE, Failure, local_failure
 from admin_api.cli.output import Progress, emit
 from admin_api.errors import CatalogUnavailable, Denied, StorageManagerError, Unavailable
 
@@ -68,6 +69,11 @@ def worker(settings_file: Path | None) -> None:
 @click.option("--mission", "missions", multiple=True, help="Restrict it to these missions.")
 @click.option("--hours", default=24.0, show_default=True, type=click.FloatRange(0.01, 24 * 366))
 @click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write it to this file, readable by its owner only.  [default: print it]",
+)
+@click.option(
     "--new-key",
     "new_key",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -79,6 +85,7 @@ def token(
     scopes: tuple[str, ...],
     missions: tuple[str, ...],
     hours: float,
+    output: Path | None,
     new_key: Path | None,
 ) -> None:
     """Make a token with the facility's key, or the key itself."""
@@ -91,16 +98,30 @@ def token(
             click.echo(f"Wrote a new key to {new_key}.", err=True)
             return
         authority = Authority(load(settings_file).auth)
-        click.echo(
-            authority.issue(
-                subject,
-                [Scope(scope) for scope in scopes or ("read",)],
-                timedelta(hours=hours),
-                list(missions) or None,
-            )
+        made = authority.issue(
+            subject,
+            [Scope(scope) for scope in scopes or ("read",)],
+            timedelta(hours=hours),
+            list(missions) or None,
         )
+        if output is None:
+            click.echo(made)
+        else:
+            _write_private(output, f"{made}\n")
     except StorageManagerError as error:
         raise Failure(error.detail, EXIT_FAILED) from error
+
+
+def _write_private(path: Path, text: str) -> None:
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags, 0o600)
+
+    try:
+        with open(path, "w", encoding="utf-8", opener=opener) as file:
+            os.fchmod(file.fileno(), 0o600)  # it may have been there
+            file.write(text)
+    except OSError as error:
+        raise local_failure(error, path) from error
 
 
 @click.command("proseo-caller")
@@ -132,7 +153,8 @@ def proseo_caller(
 @click.command()
 @settings_option
 @click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
-def rebuild(settings_file: Path | None, as_json: bool) -> None:
+@click.pass_context
+def rebuild(context: click.Context, settings_file: Path | None, as_json: bool) -> None:
     """Rebuild the catalog from the records in the stores (or bring an old one up to date).
 
     Names what cannot be read and goes on; the exit code is 1 then, and 6 if a store or the catalog
@@ -143,6 +165,7 @@ def rebuild(settings_file: Path | None, as_json: bool) -> None:
     from admin_api.services.records import Unreadable
     from admin_api.settings import load
 
+    as_json = as_json or bool(context.find_root().params.get("as_json"))
     counts = {"statements": 0, "applied": 0}
     unreadable = 0
     try:

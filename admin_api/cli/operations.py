@@ -5,8 +5,12 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from admin_api.cli.client import EXIT_FAILED, Client, Failure
+from admin_api.cli.client import Client
+from admin_api.cli.failures import EXIT_FAILED, Failure
 from admin_api.cli.output import Progress, emit, human
+
+#: Of an event's details, what people want to know at once.
+_REASONS = ("cause", "hold", "retention", "mount")
 
 
 @click.command()
@@ -114,7 +118,10 @@ def events(client: Client, after: int, verify: bool) -> None:
         for event in page["events"]:
             name, time = event["product_name"] or "", event["time"]
             text = f"{event['number']:>7}  {time}  {event['kind']:18}{event['subject']}  {name}"
-            emit(client.as_json, event, text)
+            reasons = ", ".join(
+                f"{key}: {event['detail'][key]}" for key in _REASONS if event["detail"].get(key)
+            )
+            emit(client.as_json, event, f"{text}  ({reasons})" if reasons else text)
         if not page["events"]:
             return
         after = page["next"]

@@ -1,6 +1,6 @@
 """Large files on their way out, so that one that breaks off goes on where it stopped (tus 1.0).
 
-Called by ``products``.
+Called by ``sending``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import threading
 import time
 from urllib.parse import quote
 
-from admin_api.cli.client import EXIT_NOT_FOUND, Client, Failure, Reader
+from admin_api.cli.client import Client, Reader
+from admin_api.cli.failures import EXIT_NOT_FOUND, Failure
 from admin_api.cli.parallel import Stopped
 
 #: From this size on a file is sent so; below it, sending it again costs less than asking.

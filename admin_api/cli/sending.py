@@ -1,6 +1,6 @@
 """Local files on their way out: what of a tree is sent, one by one or in an upload session.
 
-Called by ``products``; ``pieces`` sends the large ones.
+Called by ``ingesting``; ``pieces`` sends the large ones.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from typing import IO, Any
 from urllib.parse import quote
 
 from admin_api.cli import pieces
-from admin_api.cli.client import (
+from admin_api.cli.client import Client, Reader, once
+from admin_api.cli.failures import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_UNAVAILABLE,
-    Client,
     Failure,
-    Reader,
     local_failure,
-    once,
     shown,
 )
 from admin_api.cli.output import Progress
@@ -124,9 +122,11 @@ def send_in_session(
                 pieces.send(client, session["id"], file.inner, file.size, data, stop)
         else:
             put(client, file, f"{base}/{quote(file.inner)}", progress, stop)
+        progress.file_done()
 
     try:
-        with client.progress(name, sum(file.size for file in files)) as progress:
+        size = sum(file.size for file in files)
+        with client.progress(name, size, len(files)) as progress:
             for_all(send, files, parallel)
         answer: dict[str, Any] = client.json("POST", f"{base}/commit")
     except KeyboardInterrupt:

@@ -2,8 +2,8 @@
 
 A scan is a chunk of its job: a worker has it under a lease, and writes down with every part of its
 findings the place where it is, so that another one goes on from there.  What is one product shows
-in names: a directory that is called as products of many files are (``products/names.is_tree``) or
-that has a manifest at its top is one, every other file is one of its own.  Called by ``bulk.py``.
+in names (``products/trees.py``); every other file is one of its own, and so is a source that is a
+file or an object itself.  Called by ``bulk.py``.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from admin_api.errors import (
     StorageManagerError,
 )
 from admin_api.keys import RESERVED, join
-from admin_api.products.manifests import find_manifest
 from admin_api.products.names import is_tree, parse_name
+from admin_api.products.trees import is_one_product
 from admin_api.services import jobs, listing
 from admin_api.services.access import Principal
 from admin_api.services.facility import Facility
@@ -165,8 +165,9 @@ def check(facility: Facility, principal: Principal, source: str, register: bool)
         return
     if scheme == "file":
         root, parts = _root(facility, source)
-        with _told(parts), confined.directory(root, parts):
-            pass
+        if _plain_file(root, parts) is None:
+            with _told(parts), confined.directory(root, parts):
+                pass
     elif scheme == "s3":
         buckets.place(source, facility.settings.sources.s3)
     else:
@@ -187,15 +188,31 @@ def _candidates(facility: Facility, source: str, after: str | None) -> Iterator[
     if _scheme(source) == "s3" and not _is_in_store(facility, source):
         backend, key = buckets.place(source, facility.settings.sources.s3)
         listed = buckets.walk(backend, key, unquote(after) if after else "", source)
-        return _grouped(listed, lambda path: f"s3://{backend.bucket}/{quote(join(key, path))}")
+        found = _grouped(listed, lambda path: f"s3://{backend.bucket}/{quote(join(key, path))}")
+        return _or_itself(found, key, source, after)
     if _is_in_store(facility, source):
         key = facility.storage.key_of(source) or ""
-        return _in_store(facility, key, unquote(after) if after else "")
+        found = _in_store(facility, key, unquote(after) if after else "")
+        return _or_itself(found, key, source, after)
     return _in_directory(facility, source, after)
 
 
 def _is_in_store(facility: Facility, source: str) -> bool:
     return facility.storage.key_of(source) is not None
+
+
+def _or_itself(
+    found: Iterator[Candidate], key: str, source: str, after: str | None
+) -> Iterator[Candidate]:
+    """What was found beneath a key, or the key itself: a tree by its name, or a single object."""
+    name = key.rpartition("/")[2]
+    first = None if is_tree(name) else next(found, None)
+    if first is not None:
+        yield first
+        yield from found
+    elif name and not after:
+        is_product = is_tree(name) or parse_name(name) is not None
+        yield Candidate(name, quote(f"{name}0"), source, is_product)
 
 
 def _in_store(facility: Facility, key: str, after: str) -> Iterator[Candidate]:
@@ -230,8 +247,26 @@ def _grouped(
 
 def _in_directory(facility: Facility, source: str, after: str | None) -> Iterator[Candidate]:
     root, base = _root(facility, source)
+    status = _plain_file(root, base)
+    if status is not None:
+        if not after:
+            is_product = parse_name(base[-1]) is not None
+            yield _candidate(root, base[:-1], base[-1:], is_product, status)
+        return
     start = os.fsdecode(unquote_to_bytes(after)).split("/") if after else []
     yield from _walk(root, base, (), tuple(start))
+
+
+def _plain_file(root: Path, parts: tuple[str, ...]) -> os.stat_result | None:
+    """The status of a source that is a file, and so has nothing to be searched; else None."""
+    if not parts:
+        return None
+    try:
+        with confined.directory(root, parts[:-1]) as fd:
+            status = os.stat(parts[-1], dir_fd=fd, follow_symlinks=False)
+    except OSError:
+        return None  # told where it is opened as a directory
+    return status if stat_module.S_ISREG(status.st_mode) else None
 
 
 def _walk(
@@ -241,8 +276,8 @@ def _walk(
         with _told(inner or base):
             fd = opened.enter_context(confined.directory(root, base + inner))
             names = sorted(os.listdir(fd))
-        called = (*base, *inner)[-1:]
-        if (called and is_tree(called[0])) or find_manifest("", names) is not None:
+        called = (*base, *inner)[-1] if base or inner else ""
+        if is_one_product(called, names):
             if inner != start or not inner:
                 yield _candidate(root, base, inner, True)
             return

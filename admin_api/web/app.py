@@ -12,6 +12,7 @@ import uuid
 
 from flask import Response, g, request
 from flask_openapi3.models.info import Info
+from flask_openapi3.models.server import Server
 from flask_openapi3.openapi import OpenAPI
 from werkzeug.routing import PathConverter
 
@@ -24,6 +25,7 @@ from admin_api.services.facility import Facility
 from admin_api.web import (
     cache,
     files,
+    front,
     health,
     jobs,
     maintenance,
@@ -36,7 +38,7 @@ from admin_api.web import (
     storage,
     uploads,
 )
-from admin_api.web.auth import authenticate
+from admin_api.web.auth import SIGN_IN, authenticate_reader
 from admin_api.web.auth import facility as facility_of_request
 from admin_api.web.proseo import views
 from admin_api.web.proseo.slashes import Slashes
@@ -44,6 +46,7 @@ from admin_api.web.proseo.slashes import Slashes
 log = logging.getLogger(__name__)
 
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+_DOCS = ("openapi", "swagger")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 
 
@@ -60,8 +63,11 @@ def create_app(facility: Facility) -> OpenAPI:
         info=Info(
             title="Storage manager",
             version=__version__,
-            description="Takes products in, hands them out, removes them, watches over them.",
+            description="Takes products in, hands them out, removes them, watches over them.  "
+            "Sizes are bytes, times RFC 3339 UTC, errors `application/problem+json`.  *Authorize* "
+            "takes a token, as `storage-manager token` prints it.",
         ),
+        servers=[Server(url="/", description="this service")],
         security_schemes={
             "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
         },
@@ -97,6 +103,7 @@ def create_app(facility: Facility) -> OpenAPI:
         health,
     ):
         app.register_api(module.api)
+    app.register_blueprint(front.api)
     return app
 
 
@@ -112,11 +119,8 @@ def _begin() -> None:
         raise InvalidRequest("The path of the request is not valid UTF-8.") from None
     if "\0" in path:
         raise InvalidRequest("The path of the request holds a NUL.")
-    if (
-        request.blueprint in ("openapi", "swagger")
-        and not facility_of_request().settings.auth.public_docs
-    ):
-        authenticate()
+    if request.blueprint in _DOCS and not facility_of_request().settings.auth.public_docs:
+        authenticate_reader()
 
 
 def _give_back(_error: BaseException | None) -> None:
@@ -127,6 +131,9 @@ def _give_back(_error: BaseException | None) -> None:
 
 def _end(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.get("request_id", "")
+    if response.status_code == 401 and request.blueprint in _DOCS:
+        # A browser asks for a password then; it knows no other way to send a token.
+        response.headers["WWW-Authenticate"] = f'Basic realm="{SIGN_IN}"'
     route = request.url_rule.rule if request.url_rule else "unknown"
     elapsed = time.monotonic() - g.begun
     # Labels are of fixed sets: what strangers invent takes no memory.

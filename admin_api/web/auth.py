@@ -16,12 +16,16 @@ from admin_api.errors import InvalidRequest, Unauthorized
 from admin_api.services.access import Authority, Principal, Scope
 from admin_api.services.facility import Facility
 from admin_api.services.transfers import Kind, Need
+from admin_api.web.operation_ids import operation_id
 
 #: Larger JSON bodies ask for room first; read and taken apart they take so many times their size.
 _SMALL_BYTES = 256 << 10
 _PARSED_TIMES = 8
 P = ParamSpec("P")
 R = TypeVar("R")
+
+#: What a browser shows where it asks for the token that opens the documentation.
+SIGN_IN = "storage-manager: any name, a token as password"
 
 SECURITY: list[dict[str, list[str]]] = [{"token": []}]
 
@@ -43,6 +47,19 @@ def authenticate() -> None:
     if kind.lower() != "bearer" or not token.strip():
         raise Unauthorized("This needs a token: Authorization: Bearer <token>.")
     g.principal = authority.check(token.strip(), g.request_id)
+
+
+def authenticate_reader() -> None:
+    """Check the token of who reads the documentation: a browser sends it as a password.
+
+    Raises Unauthorized.
+    """
+    given = request.authorization
+    if given is None or given.type != "basic":
+        authenticate()
+        return
+    authority = cast("Authority", current_app.extensions["authority"])
+    g.principal = authority.check((given.password or "").strip(), g.request_id)
 
 
 def needs(scope: Scope, *others: Scope) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -71,6 +88,7 @@ def closed_blueprint(name: str, tag: str, takes_json: bool = True, **options: An
         url_prefix="/v1",
         abp_tags=[Tag(name=tag)],
         abp_security=SECURITY,
+        operation_id_callback=operation_id,
         **options,
     )
     blueprint.before_request(authenticate)

@@ -10,10 +10,17 @@ from flask_openapi3.types import ResponseDict
 from admin_api.services import monitoring
 from admin_api.web import schemas
 from admin_api.web.auth import facility
+from admin_api.web.operation_ids import operation_id
 from admin_api.web.problems import responses
 from admin_api.web.replies import json_reply
 
-api = APIBlueprint("health", __name__, url_prefix="/healthz", abp_tags=[Tag(name="Health")])
+api = APIBlueprint(
+    "health",
+    __name__,
+    url_prefix="/healthz",
+    abp_tags=[Tag(name="Health")],
+    operation_id_callback=operation_id,
+)
 _PROBLEMS: ResponseDict = {
     key: value for key, value in responses().items() if key in ("405", "500")
 }

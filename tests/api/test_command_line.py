@@ -241,7 +241,7 @@ def stalling():
     moving = threading.Event()
     held = []
     item = {"path": "a.nc", "size": 10_000_000, "sha256": "00" * 32, "href": "/v1/stall"}
-    product = {"id": "x", "name": "x.SAFE", "size": 10_000_000, "files": [item]}
+    product = {"id": "x", "name": "x.SAFE", "state": "available", "files": [item]}
 
     def serve(connection: socket.socket) -> None:
         held.append(connection)

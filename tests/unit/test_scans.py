@@ -94,3 +94,25 @@ def test_a_name_that_is_not_utf8_and_a_link_are_told_and_passed_over(source) -> 
     for candidate in found.values():
         rest = scans._in_directory(facility, inbox.as_uri(), candidate.place)
         assert candidate.path not in _paths(list(rest))
+
+
+def test_a_source_that_is_a_file_itself_is_its_one_product(source) -> None:
+    facility, inbox = source
+    uri = (inbox / KEYS[8]).as_uri()
+    [found] = scans._in_directory(facility, uri, None)
+    assert (found.path, unquote(found.uri), found.is_product) == (KEYS[8], unquote(uri), True)
+    assert not list(scans._in_directory(facility, uri, found.place))
+
+
+def test_a_prefix_that_is_called_as_a_product_or_is_an_object_itself_is_one_product() -> None:
+    beneath = [Candidate("manifest.safe", "manifest.safe", "s3://b/A.SAFE/manifest.safe", False)]
+    uri = "s3://b/2021/A.SAFE"
+    [tree] = scans._or_itself(iter(beneath), "2021/A.SAFE", uri, None)
+    assert (tree.path, tree.uri, tree.is_product) == ("A.SAFE", uri, True)
+    [single] = scans._or_itself(iter([]), "2021/a.txt", "s3://b/2021/a.txt", None)
+    assert (single.path, single.is_product) == ("a.txt", False)
+    assert list(scans._or_itself(iter(beneath), "2021", "s3://b/2021", None)) == beneath
+    for found, key in ((beneath, "2021/A.SAFE"), ([], "2021/a.txt")):
+        assert not list(scans._or_itself(iter(found), key, f"s3://b/{key}", single.place))
+    # A bucket without anything has nothing to be one product.
+    assert not list(scans._or_itself(iter([]), "", "s3://b", None))
