@@ -358,6 +358,19 @@ def test_who_waits_for_other_bytes_under_the_same_name_gets_its_own(tmp_path: Pa
         one.result()
 
 
+def test_a_link_that_looks_like_the_file_is_not_handed_out(tmp_path: Path) -> None:
+    cache, target = _cache(tmp_path / "cache"), tmp_path / "target"
+    content = b"x" * len(str(target))  # as long as the link
+    there = cache.get(_wanted("a.nc", content, []))
+    sealed = there.stat().st_mtime_ns
+    there.unlink()
+    there.symlink_to(target)
+    os.utime(there, ns=(sealed, sealed), follow_symlinks=False)
+    again = cache.get(_wanted("a.nc", content, []))
+    assert not again.is_symlink()
+    assert again.read_bytes() == content
+
+
 def test_a_hit_writes_nothing(tmp_path: Path) -> None:
     cache, reads = _cache(tmp_path, keep_seconds=600), []
     wanted = _wanted("hit.nc", b"hit", reads)
