@@ -111,11 +111,14 @@ class Catalog:
             borrowed = self._engine.raw_connection()
         try:
             driver = cast("Any", borrowed.driver_connection)
-            if not self.is_sqlite:
+            if self.is_sqlite:
+                row = driver.execute(query, values).fetchone()
+            else:
                 driver.autocommit = True
-            row = driver.execute(query, values).fetchone()
-            if not self.is_sqlite:
-                driver.autocommit = False
+                try:
+                    row = driver.execute(query, values).fetchone()
+                finally:
+                    driver.autocommit = False
         except self._engine.dialect.loaded_dbapi.Error as error:
             borrowed.invalidate()
             raise CatalogUnavailable("The catalog database cannot be read now.") from error

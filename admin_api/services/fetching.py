@@ -12,8 +12,8 @@ from urllib.parse import unquote, urlsplit
 from sqlalchemy import bindparam, select
 
 from admin_api.catalog.models import File, Product, State
-from admin_api.errors import NotFound
-from admin_api.keys import join
+from admin_api.errors import InvalidKey, NotFound
+from admin_api.keys import check_key, join
 from admin_api.services import paths, staging
 from admin_api.services.access import Principal
 from admin_api.services.facility import Facility
@@ -40,7 +40,10 @@ def glance(facility: Facility, principal: Principal, path: str) -> tuple[int, Pa
     Waits and raises as ``fetch`` does.
     """
     key = paths.key_of(facility, path)
-    row = facility.catalog.glance(_BY_KEY, key) if key else None
+    try:
+        row = facility.catalog.glance(_BY_KEY, check_key(key or ""))
+    except InvalidKey:
+        return None  # no file has such a name, and not every database takes it
     if row is None or not principal.sees(row[0]):
         return None
     _, key, size, sha256 = row

@@ -111,6 +111,13 @@ def test_a_hit_is_counted_once_with_the_route_of_its_view(facade: Facade) -> Non
     wait_until(lambda: counted() == before + 5, 10, "the count")
 
 
+@pytest.mark.parametrize("name", ["a%00b", "a%FFb", "a%0Ab", "%C0%80", "x" * 1000])
+def test_a_name_that_no_file_can_have_is_missing_and_no_error_of_the_catalog(facade, name) -> None:
+    where = quote(facade.root, safe="")
+    answer = facade.call("GET", f"productfiles?pathInfo={where}%2F{name}", None, WRAPPER)
+    assert answer.status == 404, answer.headers
+
+
 # -- within the process ------------------------------------------------------------------------
 @pytest.fixture
 def facility(tmp_path: Path) -> Iterator[Facility]:
