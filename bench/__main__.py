@@ -1,7 +1,7 @@
 """``make bench``: measures, writes ``bench/results/results.csv`` and ``bench/results/page.md``.
 
     python -m bench [p1] [p2] [p3] [p5] [p7] [p11] [p12] [p13] [p15] [p22] [p24] [p25] [rebuild]
-        [--repeats 5] [--memory-gib 10] [--products 1000000]
+        [entries] [--repeats 5] [--memory-gib 10] [--products 1000000] [--entries 1000000]
 
 Ratios are measured side by side in one run: same machine, same data, same concurrency, interleaved,
 median and spread of the repeats.  Absolute figures are of this machine only.
@@ -35,6 +35,7 @@ MEASURES: dict[str, Callable[..., list[Row]]] = {
     "p12": catalog.p12,
     "p13": removal.p13,
     "p15": staging.p15,
+    "entries": staging.entries,
     "p22": liveness.p22,
     "p24": catalog.p24,
     "p25": bulk.p25,
@@ -48,6 +49,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory-gib", type=float, default=10.0)
     parser.add_argument("--products", type=int, default=1_000_000)
+    parser.add_argument("--entries", type=int, default=1_000_000)
     options = parser.parse_args()
     wanted = options.measures or list(MEASURES)
     rows: list[Row] = []

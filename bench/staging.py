@@ -1,30 +1,31 @@
-"""P15: staged files: read against ``cat``, staged cold against a direct download, asked for hot."""
+"""P15: staged files: read against ``cat``, staged cold against a direct download, asked for hot.
+
+And a cache of many entries: how long a restart takes, and a hit.
+"""
 
 from __future__ import annotations
 
 import base64
+import math
 import os
-import resource
-import statistics
 import subprocess
 import time
 from argparse import Namespace
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
-import urllib3
-
 from admin_api.services.access import Scope
 from admin_api.services.callers import line_of
-from bench.measure import Row, interleaved
-from tests.support.servers import Service, Weed, service_in
+from bench.asking import ask, p99
+from bench.measure import Row, interleaved, timed
+from tests.support.servers import Service, Weed, service_in, wait_until
 from tests.support.slow_proxy import slow_proxy
 
 _SIZE = 256 << 20
-_HITS, _CLIENTS, _WAITERS = 4000, 4, 100
+_HITS, _CLIENTS, _PACE, _WAITERS = 4000, 16, 500, (16, 100)
 _USER = ("bench", "bench-password")
 _BLOCK = 1 << 20
+_SMALL = 1 << 20
 
 
 def p15(directory: Path, server: Weed, options: Namespace) -> list[Row]:
@@ -44,7 +45,7 @@ def p15(directory: Path, server: Weed, options: Namespace) -> list[Row]:
         try:
             rows = _reads(service, server, backend["bucket"], here, options.repeats)
             rows += _hits(service, options.repeats)
-            rows.append(_waiting(service, slowness, options.repeats))
+            rows += [_waiting(service, slowness, many, options.repeats) for many in _WAITERS]
         finally:
             service.stop()
     return rows
@@ -97,16 +98,13 @@ def _reads(service: Service, server: Weed, bucket: str, here: Path, repeats: int
     ]
 
 
-def _headers() -> dict[str, str]:
-    return {"Authorization": "Basic " + base64.b64encode(":".join(_USER).encode()).decode()}
-
-
-def _fetch(pool: urllib3.PoolManager, service: Service, path: str) -> float:
-    url = f"{service.url}/proseo/storage-mgr/v1/productfiles?pathInfo={quote(path, safe='')}"
-    begun = time.perf_counter()
-    answer = pool.request("GET", url, headers=_headers())
-    assert answer.status == 200, answer.data
-    return time.perf_counter() - begun
+def _request(path: str) -> bytes:
+    credentials = base64.b64encode(":".join(_USER).encode()).decode()
+    return (
+        f"GET /proseo/storage-mgr/v1/productfiles?pathInfo={quote(path, safe='')} HTTP/1.1\r\n"
+        f"Host: localhost\r\nAuthorization: Basic {credentials}\r\n"
+        "Accept: application/json; charset=UTF-8\r\n\r\n"
+    ).encode()
 
 
 def _cpu(service: Service) -> float:
@@ -123,43 +121,104 @@ def _cpu(service: Service) -> float:
 
 
 def _hits(service: Service, repeats: int) -> list[Row]:
-    path = _product(service, "hot.bin", 1 << 20)["files"][0]["uri"]
-    pool = urllib3.PoolManager(maxsize=_CLIENTS)
-    _fetch(pool, service, path)
-    rates, lasts = [], []
+    request = _request(_product(service, "hot.bin", 1 << 20)["files"][0]["uri"])
+    ask(service, request, _CLIENTS, _CLIENTS)
+    rates, paced, crowded = [], [], []
     for _ in range(repeats):
         cpu = _cpu(service)
-        with ThreadPoolExecutor(_CLIENTS) as threads:
-            times = list(threads.map(lambda _: _fetch(pool, service, path), range(_HITS)))
+        times = ask(service, request, _CLIENTS, _HITS)
         rates.append(_HITS / (_cpu(service) - cpu))
-        lasts.append(1000 * statistics.quantiles(times, n=100)[-1])
+        crowded.append(p99([end - due for due, end in times]))
+        times = ask(service, request, _CLIENTS, _HITS, _PACE)
+        paced.append(p99([end - due for due, end in times]))
     return [
         Row("P15", "hits of GET /productfiles per core and second", rates, "1/s", 1000),
-        Row("P15", f"p99 of them, {_CLIENTS} clients", lasts, "ms", 20, upwards=False),
+        Row(
+            "P15",
+            f"p99 of hits, {_CLIENTS} clients, together {_PACE} in a second",
+            paced,
+            "ms",
+            20,
+            upwards=False,
+        ),
+        Row("P15", f"p99 of hits, {_CLIENTS} clients that never pause", crowded, "ms"),
     ]
 
 
-def _waiting(service: Service, slowness, repeats: int) -> Row:
+def _waiting(service: Service, slowness, clients: int, repeats: int) -> Row:
     """How much later the last of many who wait has its answer than the first."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
     late = []
     for turn in range(repeats):
-        path = _product(service, f"wait-{turn}.bin", 4 << 20)["files"][0]["uri"]
+        name = f"wait-{clients}-{turn}.bin"
+        path = _product(service, name, 4 << 20)["files"][0]["uri"]
         slowness.rate = 2 << 20
-        ends = sorted(_all_wait(service, path))
+        ends = sorted(end for _, end in ask(service, _request(path), clients, clients))
         slowness.rate = None
-        late.append(1000 * (ends[int(0.99 * len(ends)) - 1] - ends[0]))
-    what = f"waiters' extra latency, p99 of {_WAITERS} (client and service on the same cores)"
+        late.append(1000 * (ends[math.ceil(0.99 * clients) - 1] - ends[0]))
+    what = f"waiters' extra latency, p99 of {clients} (client and service on the same cores)"
     return Row("P15", what, late, "ms", 10, upwards=False)
 
 
-def _all_wait(service: Service, path: str) -> list[float]:
-    """When each of many who want one file at once has its answer."""
-    pool = urllib3.PoolManager(maxsize=_WAITERS)
+# -- many entries ------------------------------------------------------------------------------
+def entries(directory: Path, _server: Weed, options: Namespace) -> list[Row]:
+    """A cache of few entries and of ``--entries``: a restart, its sum of sizes, hits."""
+    here = directory / "entries"
+    (here / "store").mkdir(parents=True)
+    (here / "callers").write_text(line_of(*_USER, list(Scope), None))
+    service = service_in(
+        here,
+        {"type": "posix", "root": here / "store"},
+        staging={"directory": here / "cache", "in_place": False},
+        proseo={"enabled": True, "accept": ["basic"], "callers_file": here / "callers"},
+    )
+    service.start()
+    try:
+        path = _product(service, "hot.bin", _SMALL)["files"][0]["uri"].removeprefix("file://")
+        request = _request(path)
+        ask(service, request, 1, 1)
+        rows = _restarted(service, request, "1 entry", options.repeats)
+        _fill(here / "cache", options.entries)
+        rows += _restarted(service, request, f"{options.entries} entries", options.repeats)
+    finally:
+        service.stop()
+    return rows
 
-    def wait(_: int) -> float:
-        _fetch(pool, service, path)
-        return time.perf_counter()
 
-    with ThreadPoolExecutor(_WAITERS) as threads:
-        return list(threads.map(wait, range(_WAITERS)))
+def _fill(cache: Path, count: int) -> None:
+    """Empty files, a thousand in a directory."""
+    for number in range(count):
+        if number % 1000 == 0:
+            inner = cache / f"filler/{number // 1_000_000}/{number // 1000}"
+            inner.mkdir(parents=True)
+        os.close(os.open(f"{inner}/{number}.nc", os.O_WRONLY | os.O_CREAT))
+
+
+def _restarted(service: Service, request: bytes, what: str, repeats: int) -> list[Row]:
+    first, summed, early, rates, late = [], [], [], [], []
+    for _ in range(repeats):
+        service.stop()
+        (service.directory / "cache/.cache/bytes").write_text("7\n")
+        service.start()
+        begun = time.perf_counter()
+        first.append(1000 * timed(lambda: ask(service, request, 1, 1)))
+        times = ask(service, request, _CLIENTS, _PACE, _PACE)
+        early.append(p99([end - due for due, end in times]))
+        wait_until(lambda: _sum(service) == _SMALL, 600, "the sum of sizes")
+        summed.append(time.perf_counter() - begun)
+        cpu = _cpu(service)
+        ask(service, request, _CLIENTS, _HITS)
+        rates.append(_HITS / (_cpu(service) - cpu))
+        times = ask(service, request, _CLIENTS, _HITS, _PACE)
+        late.append(p99([end - due for due, end in times]))
+    paced = f"{_CLIENTS} clients, together {_PACE} in a second"
+    return [
+        Row("P15", f"{what}: first hit after a restart", first, "ms", upwards=False),
+        Row("P15", f"{what}: p99 of hits in the second after that, {paced}", early, "ms"),
+        Row("P15", f"{what}: until the sizes are summed up again", summed, "s", upwards=False),
+        Row("P15", f"{what}: hits per core and second", rates, "1/s", 1000),
+        Row("P15", f"{what}: p99 of hits, {paced}", late, "ms", 20, upwards=False),
+    ]
+
+
+def _sum(service: Service) -> int:
+    return int((service.directory / "cache/.cache/bytes").read_text())

@@ -72,7 +72,8 @@ class Wanted:
 class _Filling:
     """A copy that is under way, and those who wait for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: str) -> None:
+        self.version = version
         self._changed = threading.Condition()
         self._begun: float | None = None
         self._over = False
@@ -150,7 +151,9 @@ class StageCache:
                 )
             if filling.error is not None:
                 raise type(filling.error)(filling.error.detail, **filling.error.extra)
-        raise Unavailable(f"The staging cache does not keep {wanted.key!r}; is it being cleared?")
+            if filling.version == wanted.version:
+                return self._path(wanted.key)
+        raise Unavailable(f"Others want other bytes as {wanted.key!r} all the time; try again.")
 
     def forget(self, key: str) -> None:
         """The file need not be kept: its product is gone."""
@@ -195,7 +198,7 @@ class StageCache:
             filling = self._filling.get(wanted.key)
             if filling is not None:
                 return filling, False
-            filling = self._filling[wanted.key] = _Filling()
+            filling = self._filling[wanted.key] = _Filling(wanted.version)
         self._pool.submit(self._fill, wanted, filling)
         return filling, True
 

@@ -73,33 +73,36 @@ def place(facility: Facility, principal: Principal, product: ProductEntry, file:
     the file, and the errors of ``stage_cache``.
     """
     try:
-        there = in_place(facility, file.key)
-        if there is not None:
-            facility.storage.stat(file.key)
-            return there
-        return facility.stage_cache.get(wanted_file(facility, file))
+        return path_of(facility, file.key, file.size, file.sha256)
     except NotFound:
         raise retrieval.vanished(facility, principal, product, file) from None
 
 
+def path_of(facility: Facility, key: str, size: int, sha256: str) -> Path:
+    """As ``place``, by what the catalog says of the file; raises NotFound where it is not there."""
+    there = in_place(facility, key)
+    if there is not None:
+        facility.storage.stat(key)
+        return there
+    return facility.stage_cache.get(_wanted(facility, key, size, sha256))
+
+
 def in_place(facility: Facility, key: str) -> Path | None:
     """The path of what lies in a directory, if processors see it there; None: it is copied."""
+    if not facility.settings.staging.in_place:
+        return None
     uri = facility.storage.uri(key)
-    if uri.startswith(_FILE) and facility.settings.staging.in_place:
-        return Path(unquote(uri.removeprefix(_FILE)))
-    return None
+    return Path(unquote(uri.removeprefix(_FILE))) if uri.startswith(_FILE) else None
 
 
-def wanted_file(facility: Facility, file: FileEntry) -> Wanted:
+def _wanted(facility: Facility, key: str, size: int, sha256: str) -> Wanted:
     """What the cache is asked for: a product's file, whose digest is known."""
-    return Wanted(
-        file.key, file.size, file.sha256, file.sha256, lambda: facility.storage.open(file.key)
-    )
+    return Wanted(key, size, sha256, sha256, lambda: facility.storage.open(key))
 
 
 def _begin(facility: Facility, file: FileEntry) -> None:
     if in_place(facility, file.key) is None:
-        facility.stage_cache.start(wanted_file(facility, file))
+        facility.stage_cache.start(_wanted(facility, file.key, file.size, file.sha256))
 
 
 def _chosen(

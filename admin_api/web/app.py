@@ -5,10 +5,7 @@ Called by ``web/server.py``.
 
 from __future__ import annotations
 
-import logging
-import re
 import time
-import uuid
 
 from flask import Response, g, request
 from flask_openapi3.models.info import Info
@@ -23,6 +20,7 @@ from admin_api.services.callers import Callers
 from admin_api.services.download_tokens import DownloadTokens
 from admin_api.services.facility import Facility
 from admin_api.web import (
+    accounts,
     cache,
     files,
     front,
@@ -41,13 +39,10 @@ from admin_api.web import (
 from admin_api.web.auth import SIGN_IN, authenticate_reader
 from admin_api.web.auth import facility as facility_of_request
 from admin_api.web.proseo import views
+from admin_api.web.proseo.hits import Hits
 from admin_api.web.proseo.slashes import Slashes
 
-log = logging.getLogger(__name__)
-
-_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _DOCS = ("openapi", "swagger")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 
 
 class _AnyPath(PathConverter):
@@ -85,7 +80,7 @@ def create_app(facility: Facility) -> OpenAPI:
         app.extensions["callers"] = Callers(facility.settings.proseo)
         app.extensions["download_tokens"] = DownloadTokens(facility.settings.proseo)
         app.register_blueprint(views.api)
-        app.wsgi_app = Slashes(app.wsgi_app)  # type: ignore[method-assign]
+        app.wsgi_app = Slashes(Hits(app, app.wsgi_app))  # type: ignore[method-assign]
     app.before_request(_begin)
     app.after_request(_end)
     app.teardown_request(_give_back)
@@ -108,9 +103,8 @@ def create_app(facility: Facility) -> OpenAPI:
 
 
 def _begin() -> None:
-    given = request.headers.get("X-Request-Id", "")
-    g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-    g.begun = time.monotonic()
+    g.request_id = accounts.request_id(request.headers.get("X-Request-Id", ""))
+    g.begun = request.environ.get(accounts.BEGUN) or time.monotonic()
     metrics.RUNNING.inc()
     g.counted = True
     try:
@@ -136,10 +130,7 @@ def _end(response: Response) -> Response:
         response.headers["WWW-Authenticate"] = f'Basic realm="{SIGN_IN}"'
     route = request.url_rule.rule if request.url_rule else "unknown"
     elapsed = time.monotonic() - g.begun
-    # Labels are of fixed sets: what strangers invent takes no memory.
-    method = request.method if request.method in _METHODS else "other"
-    metrics.REQUESTS.labels(method, route, response.status_code).inc()
-    metrics.SECONDS.labels(method, route).observe(elapsed)
+    accounts.count(request.method, route, response.status_code, elapsed)
     if g.pop("counted", False):
         metrics.RUNNING.dec()
     if request.method == "PUT" or request.blueprint == resumable.api.name:
@@ -149,16 +140,13 @@ def _end(response: Response) -> Response:
         # Every balancer asks every second: what is well would be most of the log.
         return response
     principal = g.get("principal")
-    log.info(
-        "request",
-        extra={
-            "method": request.method,
-            # Never the query: a link's signature or a name could be in it.
-            "path": request.path,
-            "status": response.status_code,
-            "seconds": round(elapsed, 4),
-            "subject": principal.subject if principal else None,
-            "remote": request.remote_addr,
-        },
+    accounts.tell(
+        g.get("request_id", ""),
+        request.method,
+        request.path,
+        response.status_code,
+        elapsed,
+        principal.subject if principal else None,
+        request.remote_addr,
     )
     return response

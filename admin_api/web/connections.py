@@ -114,10 +114,20 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type
         self._await_head(Connection(self.cfg, paced, address, listener.getsockname()))
 
     def on_client_socket_readable(self, conn: Connection, client: socket.socket) -> None:
-        """A kept connection has something to say: wait for the whole head again."""
+        """A kept connection has something to say: most often a whole head."""
         self.poller.unregister(client)
         self.keepalived_conns.remove(conn)
-        self._await_head(conn)
+        try:
+            data = client.recv(_READ_BYTES)
+        except BlockingIOError:
+            self._await_head(conn)
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._await_head(conn, data)
+        else:
+            self._drop(conn)
 
     # -- the head ----------------------------------------------------------------------------
     def _await_head(self, conn: Connection, head: bytes = b"") -> None:

@@ -14,8 +14,10 @@ import pytest
 from admin_api.errors import NoSpace, ReadbackMismatch, StagingTimeout
 from admin_api.services.stage_cache import StageCache, Wanted
 from admin_api.settings import StagingSettings
+from tests.faults.test_full import fill
+from tests.faults.test_stores import small_disk  # noqa: F401 - a fixture
 from tests.generator import make_s1
-from tests.proseo.conftest import Facade
+from tests.proseo.conftest import Facade, facade_in
 from tests.support.servers import Service, wait_until
 
 
@@ -133,6 +135,81 @@ def test_a_damaged_or_wiped_cache_fills_again(facade: Facade) -> None:
     assert not there.exists()
 
 
+def test_what_somebody_has_put_in_a_files_place_is_not_handed_out(facade: Facade) -> None:
+    content = os.urandom(10_000)
+    path = facade.ingest("2002", facade.file("place.nc", content))["registeredFilesList"][0]
+    there = Path(facade.fetch(path)["filePath"])
+    sealed = there.stat()
+    elsewhere = there.with_name("elsewhere")
+    there.rename(elsewhere)
+    there.symlink_to(elsewhere)
+    assert facade.fetch(path)["filePath"] == str(there)
+    assert not there.is_symlink()
+    os.chmod(there, 0o644)
+    with there.open("r+b") as file:
+        file.truncate(5000)
+    os.utime(there, ns=(sealed.st_atime_ns, there.stat().st_mtime_ns // 10**9 * 10**9))
+    os.utime(there, ns=(sealed.st_atime_ns, sealed.st_mtime_ns))  # cut, and its time put back
+    assert Path(facade.fetch(path)["filePath"]).read_bytes() == content
+
+
+def test_what_is_leased_stays_in_a_cache_that_overflows(tmp_path: Path, request) -> None:
+    facade = facade_in(
+        tmp_path / "leases",
+        request,
+        "POSIX",
+        staging={"max_bytes": 1_000_000, "high_percent": 80, "low_percent": 20},
+    )
+    facade.service.start()
+    try:
+        made = [
+            facade.service.json("PUT", f"/v1/uploads/e{number}.nc", os.urandom(200_000), 201)
+            for number in range(8)
+        ]
+        first = _staged(facade.service, {"products": [made[0]["id"]], "lease_seconds": 600})
+        kept = Path(first["files"][0]["local_path"])
+        others = []
+        for product in made[1:]:
+            answer = _staged(facade.service, {"products": [product["id"]]})
+            others.append(Path(answer["files"][0]["local_path"]))
+            facade.service.request("DELETE", f"/v1/leases/{answer['lease']}")
+        assert kept.exists()
+        assert not all(path.exists() for path in others)
+        facade.service.request("DELETE", f"/v1/leases/{first['lease']}")
+        for product in made[1:]:
+            answer = _staged(facade.service, {"products": [product["id"]]})
+            facade.service.request("DELETE", f"/v1/leases/{answer['lease']}")
+        assert not kept.exists()
+    finally:
+        facade.service.stop()
+
+
+def test_a_full_disk_is_told_as_507_and_staging_goes_on_once_it_is_freed(
+    tmp_path: Path,
+    small_disk: Path,  # noqa: F811 - the fixture
+    request,
+) -> None:
+    facade = facade_in(
+        tmp_path / "full-disk", request, "POSIX", staging={"directory": small_disk / "cache"}
+    )
+    facade.service.start()
+    try:
+        product = facade.service.json("PUT", "/v1/uploads/big.nc", os.urandom(4 << 20), 201)
+        path = product["files"][0]["uri"].removeprefix("file://")
+        fill(small_disk)
+        body = {"products": [product["id"]]}
+        assert facade.service.json("POST", "/v1/stage", body, 507)["code"] == "no_space"
+        answer = facade.fetch_answer(path)
+        assert answer.status == 507
+        assert answer.headers["Warning"]
+        assert facade.service.request("DELETE", f"/v1/products/{product['id']}").status == 200
+        product = facade.service.json("PUT", "/v1/uploads/big.nc", os.urandom(4 << 20), 201)
+        (small_disk / "filler").unlink()
+        _staged(facade.service, {"products": [product["id"]]})
+    finally:
+        facade.service.stop()
+
+
 def test_of_who_leases_and_who_removes_at_once_one_is_told(facade: Facade) -> None:
     for turn in range(8):
         path = facade.file(f"contested-{turn}.nc", b"contested")
@@ -230,6 +307,68 @@ def test_what_is_leased_or_was_just_handed_out_is_not_evicted(tmp_path: Path) ->
     leased.clear()
     cache.get(_wanted("more.nc", bytes(500), []))
     assert (tmp_path / "new.nc").exists()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["this process", "another process"])
+def test_what_is_handed_out_while_the_evictor_looks_stays(tmp_path: Path, elsewhere: bool) -> None:
+    old = _wanted("old.nc", bytes(300), [])
+    caches: list[StageCache] = []
+
+    def leased(keys) -> set[str]:
+        """None; but before the evictor has its answer somebody is given the file."""
+        caches[elsewhere].get(old)
+        return set()
+
+    caches += [_cache(tmp_path, leased, max_bytes=1000, high_percent=80) for _ in range(2)]
+    caches[0].get(old)
+    hour_ago = time.time_ns() - 3600 * 10**9
+    os.utime(tmp_path / "old.nc", ns=(hour_ago, (tmp_path / "old.nc").stat().st_mtime_ns))
+    with pytest.raises(NoSpace):
+        caches[0].get(_wanted("new.nc", bytes(800), []))
+    assert (tmp_path / "old.nc").read_bytes() == bytes(300)
+
+
+def test_a_file_for_which_no_disk_is_large_enough_is_refused_before_it_is_read(tmp_path) -> None:
+    reads: list[str] = []
+    wanted = _wanted("huge.nc", b"", reads)
+    with pytest.raises(NoSpace):
+        _cache(tmp_path).get(Wanted("huge.nc", 1 << 60, wanted.version, None, wanted.read))
+    assert reads == []
+
+
+def test_a_disk_that_is_full_in_the_midst_of_a_copy_leaves_nothing_behind(
+    small_disk: Path,  # noqa: F811 - the fixture
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As over a quota, where the file system says that there is room."""
+    cache = _cache(small_disk / "cache")
+    monkeypatch.setattr(cache, "_usage", lambda: (1 << 40, 0, 1 << 40))
+    with pytest.raises(NoSpace, match="full"):
+        cache.get(_wanted("large.nc", bytes(32 << 20), []))
+    assert list((small_disk / "cache/.cache/filling").iterdir()) == []
+    assert cache.get(_wanted("small.nc", b"small", [])).read_bytes() == b"small"
+
+
+def test_who_waits_for_other_bytes_under_the_same_name_gets_its_own(tmp_path: Path) -> None:
+    cache = _cache(tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(cache.get, _wanted("v.nc", b"one", [], 0.3))
+        wait_until(lambda: cache._filling, 10, "the first copy")
+        assert cache.get(_wanted("v.nc", b"two", [])).read_bytes() == b"two"
+        one.result()
+
+
+def test_a_link_that_looks_like_the_file_is_not_handed_out(tmp_path: Path) -> None:
+    cache, target = _cache(tmp_path / "cache"), tmp_path / "target"
+    content = b"x" * len(str(target))  # as long as the link
+    there = cache.get(_wanted("a.nc", content, []))
+    sealed = there.stat().st_mtime_ns
+    there.unlink()
+    there.symlink_to(target)
+    os.utime(there, ns=(sealed, sealed), follow_symlinks=False)
+    again = cache.get(_wanted("a.nc", content, []))
+    assert not again.is_symlink()
+    assert again.read_bytes() == content
 
 
 def test_a_hit_writes_nothing(tmp_path: Path) -> None:

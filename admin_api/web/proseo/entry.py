@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import cast
+from typing import Any, cast
 
-from flask import Response, current_app, g, request
+from flask import Flask, Response, current_app, g, request
 
 from admin_api.errors import Unauthorized
 from admin_api.services.access import Authority, Principal, Scope
@@ -17,6 +17,8 @@ from admin_api.services.callers import Callers
 from admin_api.services.download_tokens import DownloadTokens
 from admin_api.services.facility import Facility
 
+#: Where the answer is kept in a request's environment.
+_WHO = "storage_manager.who"
 _CHALLENGES = (
     ("basic", 'Basic realm="proseo-storage-mgr", charset="UTF-8"'),
     ("token", 'Bearer realm="proseo-storage-mgr"'),
@@ -40,7 +42,7 @@ def download_tokens() -> DownloadTokens:
 
 def enter(scope: Scope) -> None:
     """Let in who may do ``scope``; raises Unauthorized, Forbidden."""
-    g.principal = _identify()
+    g.principal = identify(current_app, request.environ, g.request_id)
     principal().require(scope)
 
 
@@ -53,21 +55,39 @@ def challenge(response: Response) -> Response:
     return response
 
 
-def _identify() -> Principal:
-    settings = facility().settings.proseo
-    kind, _, rest = request.headers.get("Authorization", "").partition(" ")
-    callers = cast("Callers", current_app.extensions["callers"])
+def identify(app: Flask, environ: dict[str, Any], request_id: str) -> Principal:
+    """Who sends the request of a WSGI environment; raises Unauthorized.
+
+    Whoever asks for the same request again has the same answer: a password is tried once.
+    """
+    found = environ.get(_WHO)
+    if found is None:
+        try:
+            found = _identify(app, environ, request_id)
+        except Unauthorized as error:
+            found = error
+        environ[_WHO] = found
+    if isinstance(found, Unauthorized):
+        raise found
+    return cast("Principal", found)
+
+
+def _identify(app: Flask, environ: dict[str, Any], request_id: str) -> Principal:
+    settings = cast("Facility", app.extensions["facility"]).settings.proseo
+    kind, _, rest = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    callers = cast("Callers", app.extensions["callers"])
     match kind.lower():
         case "basic" if "basic" in settings.accept:
             name, password = _basic(rest)
-            return callers.by_password(name, password, g.request_id)
+            return callers.by_password(name, password, request_id)
         case "bearer" if "token" in settings.accept:
-            authority = cast("Authority", current_app.extensions["authority"])
-            return authority.check(rest.strip(), g.request_id)
+            authority = cast("Authority", app.extensions["authority"])
+            return authority.check(rest.strip(), request_id)
         case "":
-            name = request.headers.get(settings.certificate_header, "").strip()
+            header = settings.certificate_header.upper().replace("-", "_")
+            name = environ.get(f"HTTP_{header}", "").strip()
             if name and "certificate" in settings.accept:
-                return callers.by_certificate(name, request.remote_addr, g.request_id)
+                return callers.by_certificate(name, environ.get("REMOTE_ADDR"), request_id)
     raise Unauthorized("say who you are: " + " or ".join(settings.accept) + ".")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
@@ -101,9 +101,15 @@ class JobOrder:
 
 def json_reply(body: Any, status: int = 200) -> Response:
     """A body of exactly the members of its class."""
-    plain = asdict(body) if hasattr(body, "__dataclass_fields__") else body
+    return Response(json_text(body), status, content_type="application/json")
+
+
+def json_text(body: Any) -> bytes:
+    """What ``json_reply`` sends."""
+    names = getattr(body, "__dataclass_fields__", None)
+    plain = body if names is None else {name: getattr(body, name) for name in names}
     text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
-    return Response(text.encode("utf-8", "replace"), status, content_type="application/json")
+    return text.encode("utf-8", "replace")
 
 
 def text_of(code: str, *values: object) -> str:

@@ -25,6 +25,7 @@ from admin_api.settings import S3Backend
 from admin_api.web.proseo import replies, wire
 from admin_api.web.proseo.downloads import download
 from admin_api.web.proseo.entry import challenge, enter, facility, principal
+from admin_api.web.proseo.hits import FAILED
 from admin_api.web.proseo.replies import FileInfo, JobOrder, ProductFS, json_reply
 from admin_api.web.proseo.slashes import PREFIX
 
@@ -192,6 +193,9 @@ def fetch(version: str) -> Response:
     if not candidates[0].strip():
         return replies.failure(400, replies.text_of("E5502", candidates[0]))
     try:
+        failed = request.environ.get(FAILED)
+        if failed is not None:
+            raise failed
         located, there = _fetched(candidates)
     except errors.StagingTimeout as error:
         seconds = f"{facility().settings.staging.wait_seconds:g}"
