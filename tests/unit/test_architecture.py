@@ -28,6 +28,7 @@ LAYERS = [
     "keyfiles",
     "uris",
     "memory",
+    "buffers",
     "settings",
     "errors",
 ]
@@ -35,7 +36,17 @@ LAYERS = [
 ALLOWED = {
     "cli": {"web", "worker", "services", "products", "settings", "errors", "uris"},
     "worker": {"web", "services", "catalog", "memory", "settings", "errors"},
-    "web": {"worker", "memory", "services", "catalog", "storage", "settings", "errors", "uris"},
+    "web": {
+        "worker",
+        "memory",
+        "buffers",
+        "services",
+        "catalog",
+        "storage",
+        "settings",
+        "errors",
+        "uris",
+    },
     "services": {
         "catalog",
         "products",
@@ -53,6 +64,7 @@ ALLOWED = {
     "keyfiles": {"errors"},
     "uris": set(),
     "memory": set(),
+    "buffers": set(),
     "settings": {"errors"},
     "errors": set(),
 }
