@@ -229,15 +229,14 @@ class MultipartUpload:
                 collect()
             return free.pop() if free else bytearray(part_size)
 
-        def dispatch(buffer: bytearray, size: int) -> None:
+        def dispatch(buffer: bytearray) -> None:
             number = len(parts) + len(pending) + 1
             if number > MAX_PARTS:
                 raise InvalidRequest(
                     f"The object {self._key!r} is longer than {MAX_PARTS} parts of {part_size} "
                     "bytes; a file of this size must be announced with its size."
                 )
-            body = buffer if size == part_size else bytes(memoryview(buffer)[:size])
-            pending.append((pool.submit(self._send_part, number, body), buffer))
+            pending.append((pool.submit(self._send_part, number, buffer), buffer))
 
         try:
             buffer, size = next_buffer(), 0
@@ -245,13 +244,14 @@ class MultipartUpload:
                 rest = memoryview(chunk)
                 while rest:
                     if size == part_size:
-                        dispatch(buffer, size)
+                        dispatch(buffer)
                         buffer, size = next_buffer(), 0
                     taken = min(len(rest), part_size - size)
                     memoryview(buffer)[size : size + taken] = rest[:taken]
                     rest, size = rest[taken:], size + taken
-            if size:
-                dispatch(buffer, size)
+            if size or not (parts or pending):  # nothing at all is a part of nothing
+                del buffer[size:]
+                dispatch(buffer)
             while pending:
                 collect()
         finally:
@@ -259,7 +259,7 @@ class MultipartUpload:
             pool.shutdown(wait=True, cancel_futures=True)
         return parts
 
-    def _send_part(self, number: int, body: bytes | bytearray) -> _Part:
+    def _send_part(self, number: int, body: bytearray) -> _Part:
         md5 = _md5(body)
         with self._failures():
             answer = self._client.upload_part(
