@@ -6,6 +6,8 @@ Called by ``storage-manager serve``.
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import logging
 import os
 import resource
@@ -29,6 +31,7 @@ from admin_api.services.callers import Callers
 from admin_api.services.download_tokens import DownloadTokens
 from admin_api.services.facility import Facility, join, open_catalog
 from admin_api.settings import Settings
+from admin_api.storage.mounts import load_engines
 from admin_api.web import counts, logs
 from admin_api.web.connections import PatientWorker, is_here
 
@@ -210,7 +213,20 @@ def serve(load_settings: Callable[[], Settings]) -> None:
     counts.begin(settings.state_dir, "server")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _share(settings)
     application.run()
+
+
+def _share(settings: Settings) -> None:
+    """Import what every process needs before the first is forked: the memory is had once then.
+
+    The collector leaves alone what is there now; it would write to all of it, and pages that are
+    written to are no longer shared.
+    """
+    importlib.import_module("admin_api.web.app")
+    load_engines(settings.storage)
+    gc.collect()
+    gc.freeze()
 
 
 def _check(settings: Settings) -> None:
