@@ -274,6 +274,16 @@ class Mounts:
             store = store.understore
         return store if isinstance(store, S3Storage) else None
 
+    def prepare(self) -> None:
+        """Have in memory what large objects take, whether one comes or not; raises nothing.
+
+        For a server, whose memory is the same then whatever it is sent.
+        """
+        for path in self.stores:
+            bucket = self.bucket(path)
+            if bucket is not None:
+                bucket.prepare()
+
     def cached_mounts(self) -> dict[str, AlluxioStorage]:
         """The mounts that have an Alluxio cluster in front of them, by path."""
         return {

@@ -53,6 +53,7 @@ from admin_api.storage.multipart import (
     Means,
     MultipartUpload,
     NoJournal,
+    PartBuffers,
     UploadJournal,
     Where,
     abort_unfinished,
@@ -69,6 +70,8 @@ log = logging.getLogger(__name__)
 #: Larger pieces would be put together by the engine from those that arrive, each time in memory
 #: that is fresh from the system; the C library uses small ones again.
 _READ = CHUNK // 4
+#: For a request that is signed and never sent.
+_ANY_PART = {"Bucket": "any", "Key": "any", "UploadId": "any", "PartNumber": 1}
 _CREDENTIALS_LIFE = timedelta(seconds=60)
 #: Keys in a page of a listing: as many as S3 gives at once.
 _LISTED = 1000
@@ -93,6 +96,7 @@ class S3Storage:
         self._settings = settings
         self._uploads = uploads or NoJournal()
         self._completions = Completions()
+        self._buffers = PartBuffers(settings.part_size, settings.concurrency + 1)
         self._clients_lock = threading.Lock()
         options: dict[str, Any] = {}
         if settings.credentials_file:
@@ -130,9 +134,16 @@ class S3Storage:
             self.stat(key)
             raise AlreadyExists(f"The key {key!r} is written already.")
         upload = MultipartUpload(
-            self, self._admin, self._where(key), key, self._settings.concurrency
+            self, self._admin, self._where(key), key, self._settings.concurrency, self._buffers
         )
         return upload.put(pieces, self._part_size(size_hint), self._uploads, self._completions)
+
+    def prepare(self) -> None:
+        """Have in memory what the first large object would take for good; raises nothing."""
+        self._buffers.prepare()
+        # What is wrong with the credentials is told when they are used.
+        with contextlib.suppress(StorageManagerError), _translated_boto(self._settings.bucket):
+            self._admin.generate_presigned_url("upload_part", Params=_ANY_PART)
 
     def _put_small(self, key: str, data: bytes) -> Stat:
         digest = hashlib.md5(data, usedforsecurity=False).hexdigest()

@@ -28,6 +28,9 @@ from admin_api.web.connections import fill
 #: Lines are read in pieces that grow from here, back to here after one that was waited for.
 _FIRST_READ = 1024
 _QUICK_SECONDS = 0.02
+#: Payload is received in pieces of this size: few enough for the threads that digest them, and
+#: small enough to be in the processor's cache still when they are written.
+_PIECE = CHUNK // 2
 _DIGEST_ITEM = re.compile(r"\s*([a-z0-9-]+)\s*=\s*:([A-Za-z0-9+/=]*):\s*")
 _DIGEST_BYTES = {"sha-256": 32, "md5": 16}
 _SINGLE_DIGESTS = {"Content-MD5": "md5", "x-amz-checksum-sha256": "sha-256"}
@@ -123,7 +126,7 @@ def _refuse_encoded(request: Request) -> None:
 
 def _received(request: Request, length: int) -> Iterator[bytes]:
     """The body in large pieces, each in a buffer that is used again when nobody holds the piece."""
-    buffers, received = Buffers(min(CHUNK, length)), 0
+    buffers, received = Buffers(min(_PIECE, length)), 0
     while received < length:
         view = memoryview(buffers.take())
         with _broken_off_told():

@@ -56,6 +56,7 @@ class _Worker(PatientWorker):
         facility: Facility = self.wsgi.facility
         self.transfers = facility.transfers
         facility.watch.start()
+        threading.Thread(target=facility.storage.prepare, name="store-memory", daemon=True).start()
         threading.Thread(
             target=identity.watch,
             args=(facility.storage, threading.Event()),
@@ -208,6 +209,7 @@ def serve(load_settings: Callable[[], Settings]) -> None:
     """
     application = _Application(load_settings)
     settings = application.settings
+    _migrate_apart(settings)
     _check(settings)
     logs.configure(settings.server.log_level)
     counts.begin(settings.state_dir, "server")
@@ -227,6 +229,22 @@ def _share(settings: Settings) -> None:
     load_engines(settings.storage)
     gc.collect()
     gc.freeze()
+
+
+def _migrate_apart(settings: Settings) -> None:
+    """Migrate the catalog in a process that takes with it what only migrating needs.
+
+    What fails there is met again, and told, by whoever opens the catalog next.
+    """
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        return
+    try:
+        with contextlib.suppress(StorageManagerError):
+            open_catalog(settings).close()
+    finally:
+        os._exit(0)
 
 
 def _check(settings: Settings) -> None:

@@ -13,6 +13,7 @@ from admin_api.settings import S3Backend
 from admin_api.storage.base import put_bytes
 from admin_api.storage.posix import PosixStorage
 from admin_api.storage.s3 import S3Storage
+from bench.memory import watched
 from tests.support.servers import Service
 
 MIB = 1 << 20
@@ -45,6 +46,21 @@ def test_a_large_upload_is_received_into_the_same_memory_again_and_again(make_se
     headers = {"Content-Length": str(96 * MIB)}
     service.json("PUT", "/v1/uploads/large.bin", sent(96), 201, headers=headers)
     assert faults(service) - before < 96 * MIB / 4096 / 2
+
+
+def test_a_large_file_takes_a_service_no_more_memory_than_a_small_one(
+    make_service, s3_server
+) -> None:
+    service = make_service(s3_server.backend())
+    service.start()
+
+    def upload(name: str, count: int) -> None:
+        headers = {"Content-Length": str(count * MIB)}
+        service.json("PUT", f"/v1/uploads/{name}", sent(count), 201, headers=headers)
+
+    small = watched(service, lambda: upload("small.bin", 1))
+    large = watched(service, lambda: upload("large.bin", 64))
+    assert large - small < 15
 
 
 def test_a_file_goes_to_the_disk_while_the_rest_of_it_arrives(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,3 +129,15 @@ def test_migrations_make_the_tables_of_the_models_in_postgresql(database) -> Non
     catalog.migrate()
     assert _differences(catalog) == []
     catalog.close()
+
+
+def test_a_catalog_of_this_version_is_opened_without_the_tools_that_migrate(tmp_path: Path) -> None:
+    settings = CatalogSettings(url=f"sqlite:///{tmp_path}/catalog.db")
+    Catalog(settings).migrate()
+    program = (
+        "import sys; from admin_api.catalog.database import Catalog;"
+        "from admin_api.settings import CatalogSettings;"
+        "Catalog(CatalogSettings(url=sys.argv[1])).migrate();"
+        "sys.exit('alembic' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program, settings.url], check=True)

@@ -11,6 +11,7 @@ from gunicorn.http.body import Body, LengthReader
 from admin_api.buffers import Buffers
 from admin_api.errors import ClientStalled
 from admin_api.services.pace import Pace
+from admin_api.storage.multipart import PartBuffers
 from admin_api.web.connections import PacedUnreader, fill
 
 
@@ -31,6 +32,19 @@ def test_who_keeps_a_piece_keeps_its_bytes() -> None:
         pieces.append(memoryview(buffer)[1:2])
         del buffer
     assert b"".join(pieces) == bytes(range(20))
+
+
+def test_an_upload_has_the_buffers_of_the_one_before_it() -> None:
+    buffers = PartBuffers(8, 2)
+    buffers.prepare()
+    taken = [buffers.take(8) for _ in range(3)]
+    places = {id(buffer) for buffer in taken}
+    assert [len(buffer) for buffer in taken] == [8, 8, 8]
+    del taken[0][3:]  # a last part is shorter, and not used again
+    while taken:
+        buffers.give(taken.pop())
+    assert {id(buffers.take(8)), id(buffers.take(8))} <= places
+    assert len(buffers.take(20)) == 20
 
 
 @pytest.fixture
