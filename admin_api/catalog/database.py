@@ -13,10 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import (
     URL,
     Connection,
@@ -26,6 +22,7 @@ from sqlalchemy import (
     Update,
     create_engine,
     event,
+    inspect,
     make_url,
     select,
     text,
@@ -180,11 +177,14 @@ class Catalog:
                 # Between two statements of a migration a slow machine may stand still for long.
                 connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
-            config = Config()
-            config.set_main_option("script_location", str(_MIGRATIONS))
-            config.attributes["connection"] = connection
-            head = ScriptDirectory.from_config(config).get_current_head()
-            if MigrationContext.configure(connection).get_current_revision() != head:
+            if not _is_current(connection):
+                # Imported here: a process that has nothing to migrate has no use for it.
+                from alembic import command
+                from alembic.config import Config
+
+                config = Config()
+                config.set_main_option("script_location", str(_MIGRATIONS))
+                config.attributes["connection"] = connection
                 command.upgrade(config, "head")
         if self._file is not None:
             self._file.remember()
@@ -196,6 +196,15 @@ class Catalog:
     def close(self) -> None:
         """Give all connections back."""
         self._engine.dispose()
+
+
+def _is_current(connection: Connection) -> bool:
+    """Whether the last migration has been made."""
+    if not inspect(connection).has_table("alembic_version"):
+        return False
+    newest = max(path.name for path in (_MIGRATIONS / "versions").glob("[0-9]*.py"))
+    found = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return newest.startswith(f"{found}_")
 
 
 def changed(session: Session, statement: Update) -> bool:

@@ -53,7 +53,7 @@ def receive(
     size = expected.size if archive is None else None
     with facility.transfers.take(Kind.UPLOAD, Need(memory=facility.storage.put_memory(size))):
         if archive is not None:
-            source = SourceFile(wish.name, expected.size, lambda: body)
+            source = SourceFile(wish.name, expected.size, lambda: map(bytes, body))
             return receive_archive(facility, principal, wish, archive, source, expected)
         with reception.begin(facility, principal, wish) as receiving:
             receiving.store(wish.name, body, expected)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import BinaryIO, Protocol
 
-#: Payload is moved in pieces of this size (never less than 1 MiB but at the end of a file).
+#: Payload is read in pieces of this size, or of what a service gives at once.
 CHUNK = 1 << 20
 
 

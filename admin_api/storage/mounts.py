@@ -30,7 +30,7 @@ from admin_api.storage.base import Capacity, Stat, Storage
 from admin_api.storage.marker import Expected, Gate
 from admin_api.storage.multipart import UploadJournal
 from admin_api.storage.posix import PosixStorage
-from admin_api.storage.s3 import S3Storage
+from admin_api.storage.s3 import S3Storage, load_client
 from admin_api.storage.untold import Untold
 
 
@@ -60,6 +60,14 @@ def open_storage(
         stores[mount.path] = _open(mount.backend, gates[mount.path], journal(mount.path), untold)
     mounts = Mounts(stores, gates)
     return mounts
+
+
+def load_engines(settings: StorageSettings) -> None:
+    """Have in memory what these stores need, for processes that are forked afterwards."""
+    backends = [mount.backend for mount in settings.mounts]
+    backends += [item.understore for item in backends if isinstance(item, AlluxioBackend)]
+    if any(isinstance(item, S3Backend) for item in backends):
+        load_client()
 
 
 def _open(backend: Backend, gate: Gate, journal: UploadJournal, untold: Untold) -> Storage:
@@ -265,6 +273,16 @@ class Mounts:
         if isinstance(store, AlluxioStorage):
             store = store.understore
         return store if isinstance(store, S3Storage) else None
+
+    def prepare(self) -> None:
+        """Have in memory what large objects take, whether one comes or not; raises nothing.
+
+        For a server, whose memory is the same then whatever it is sent.
+        """
+        for path in self.stores:
+            bucket = self.bucket(path)
+            if bucket is not None:
+                bucket.prepare()
 
     def cached_mounts(self) -> dict[str, AlluxioStorage]:
         """The mounts that have an Alluxio cluster in front of them, by path."""

@@ -158,13 +158,48 @@ class Completions:
             yield
 
 
+class PartBuffers:
+    """Buffers of parts, which one upload has after the other; a few are kept for the next."""
+
+    def __init__(self, size: int, kept: int) -> None:
+        """At most ``kept`` of ``size`` bytes stay in memory while no upload has them."""
+        self._size, self._most = size, kept
+        self._lock = threading.Lock()
+        self._kept: list[bytearray] = []
+
+    def prepare(self) -> None:
+        """Have them now, so that the first large object finds as much memory as any other."""
+        for _ in range(self._most):
+            self.give(bytearray(b"\xff") * self._size)
+
+    def take(self, size: int) -> bytearray:
+        """A buffer of ``size`` bytes, with whatever was in it before."""
+        with self._lock:
+            if size == self._size and self._kept:
+                return self._kept.pop()
+        return bytearray(size)
+
+    def give(self, buffer: bytearray) -> None:
+        """Nothing of the buffer is on its way any more."""
+        with self._lock:
+            if len(buffer) == self._size and len(self._kept) < self._most:
+                self._kept.append(buffer)
+
+
 class MultipartUpload:
     """One object on its way."""
 
     def __init__(
-        self, bucket: Bucket, client: S3Client, where: Where, key: str, concurrency: int
+        self,
+        bucket: Bucket,
+        client: S3Client,
+        where: Where,
+        key: str,
+        concurrency: int,
+        buffers: PartBuffers,
     ) -> None:
         """``where`` names bucket and full key for the client; ``key`` is that of the store."""
+        self._buffers = buffers
         self._bucket = bucket
         self._client = client
         self._where = where
@@ -217,27 +252,24 @@ class MultipartUpload:
         parts: list[_Part] = []
         pending: deque[tuple[Future[_Part], bytearray]] = deque()
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="part")
-        free: list[bytearray] = []
 
         def collect() -> None:
-            future, buffer = pending.popleft()
-            parts.append(future.result())
-            free.append(buffer)
+            parts.append(pending[0][0].result())
+            self._buffers.give(pending.popleft()[1])
 
         def next_buffer() -> bytearray:
             while pending and (pending[0][0].done() or len(pending) > self._concurrency):
                 collect()
-            return free.pop() if free else bytearray(part_size)
+            return self._buffers.take(part_size)
 
-        def dispatch(buffer: bytearray, size: int) -> None:
+        def dispatch(buffer: bytearray) -> None:
             number = len(parts) + len(pending) + 1
             if number > MAX_PARTS:
                 raise InvalidRequest(
                     f"The object {self._key!r} is longer than {MAX_PARTS} parts of {part_size} "
                     "bytes; a file of this size must be announced with its size."
                 )
-            body = buffer if size == part_size else bytes(memoryview(buffer)[:size])
-            pending.append((pool.submit(self._send_part, number, body), buffer))
+            pending.append((pool.submit(self._send_part, number, buffer), buffer))
 
         try:
             buffer, size = next_buffer(), 0
@@ -245,21 +277,24 @@ class MultipartUpload:
                 rest = memoryview(chunk)
                 while rest:
                     if size == part_size:
-                        dispatch(buffer, size)
+                        dispatch(buffer)
                         buffer, size = next_buffer(), 0
                     taken = min(len(rest), part_size - size)
                     memoryview(buffer)[size : size + taken] = rest[:taken]
                     rest, size = rest[taken:], size + taken
-            if size:
-                dispatch(buffer, size)
+            if size or not (parts or pending):  # nothing at all is a part of nothing
+                del buffer[size:]
+                dispatch(buffer)
             while pending:
                 collect()
         finally:
             # Nothing of this upload may be on its way when it is aborted.
             pool.shutdown(wait=True, cancel_futures=True)
+            for _, unsent in pending:
+                self._buffers.give(unsent)
         return parts
 
-    def _send_part(self, number: int, body: bytes | bytearray) -> _Part:
+    def _send_part(self, number: int, body: bytearray) -> _Part:
         md5 = _md5(body)
         with self._failures():
             answer = self._client.upload_part(

@@ -18,7 +18,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote, unquote, urlsplit
 
@@ -53,6 +53,7 @@ from admin_api.storage.multipart import (
     Means,
     MultipartUpload,
     NoJournal,
+    PartBuffers,
     UploadJournal,
     Where,
     abort_unfinished,
@@ -60,11 +61,17 @@ from admin_api.storage.multipart import (
 )
 
 if TYPE_CHECKING:
+    from boto3.session import Session
     from mypy_boto3_s3 import S3Client
+    from obstore import GetOptions
 
 log = logging.getLogger(__name__)
 
-_READ = 2 * CHUNK
+#: Larger pieces would be put together by the engine from those that arrive, each time in memory
+#: that is fresh from the system; the C library uses small ones again.
+_READ = CHUNK // 4
+#: For a request that is signed and never sent.
+_ANY_PART = {"Bucket": "any", "Key": "any", "UploadId": "any", "PartNumber": 1}
 _CREDENTIALS_LIFE = timedelta(seconds=60)
 #: Keys in a page of a listing: as many as S3 gives at once.
 _LISTED = 1000
@@ -74,6 +81,7 @@ _NO_SPACE = re.compile(
     r"volumes? (?:is|are) full|not enough (?:space|volume)|507 ",
     re.IGNORECASE,
 )
+_BEYOND = re.compile(r"InvalidRange|416 ")
 _DENIED = re.compile(r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|403 Forbidden")
 
 
@@ -88,6 +96,7 @@ class S3Storage:
         self._settings = settings
         self._uploads = uploads or NoJournal()
         self._completions = Completions()
+        self._buffers = PartBuffers(settings.part_size, settings.concurrency + 1)
         self._clients_lock = threading.Lock()
         options: dict[str, Any] = {}
         if settings.credentials_file:
@@ -115,18 +124,26 @@ class S3Storage:
 
     def put(self, key: str, chunks: Iterable[bytes], size_hint: int | None = None) -> Stat:
         check_key(key)
-        pieces = iter(chunks)
-        head = _take(pieces, self._settings.part_size + 1)
-        if sum(map(len, head)) <= self._settings.part_size:
-            return self._put_small(key, b"".join(head))
+        pieces, part_size = iter(chunks), self._settings.part_size
+        if size_hint is None or size_hint <= part_size:
+            head = _take(pieces, part_size + 1)
+            if sum(map(len, head)) <= part_size:
+                return self._put_small(key, b"".join(head))
+            pieces = _emptied(head, pieces)
         with contextlib.suppress(NotFound):
             self.stat(key)
             raise AlreadyExists(f"The key {key!r} is written already.")
-        part_size = self._part_size(size_hint)
         upload = MultipartUpload(
-            self, self._admin, self._where(key), key, self._settings.concurrency
+            self, self._admin, self._where(key), key, self._settings.concurrency, self._buffers
         )
-        return upload.put(_emptied(head, pieces), part_size, self._uploads, self._completions)
+        return upload.put(pieces, self._part_size(size_hint), self._uploads, self._completions)
+
+    def prepare(self) -> None:
+        """Have in memory what the first large object would take for good; raises nothing."""
+        self._buffers.prepare()
+        # What is wrong with the credentials is told when they are used.
+        with contextlib.suppress(StorageManagerError), _translated_boto(self._settings.bucket):
+            self._admin.generate_presigned_url("upload_part", Params=_ANY_PART)
 
     def _put_small(self, key: str, data: bytes) -> Stat:
         digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -165,19 +182,24 @@ class S3Storage:
 
     def open(self, key: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         check_key(key)
-        size = self.stat(key).size if start or stop is not None else None
-        if size is not None:
-            stop = size if stop is None else min(stop, size)
-            if start >= stop:
-                return iter(())
+        if stop is not None and start >= stop:
+            self.stat(key)  # nothing of an object that must be there all the same
+            return iter(())
+        options: GetOptions = {}
+        if stop is not None:
+            options = {"range": (start, stop)}
+        elif start:
+            options = {"range": {"offset": start}}
         with _translated(key):
-            if size is None:
-                result = obstore.get(self._store, key)
-            else:
-                assert stop is not None
-                result = obstore.get(self._store, key, options={"range": (start, stop)})
-                if tuple(result.range) != (start, stop):
-                    raise Unavailable(f"The S3 service ignored the range asked of {key!r}.")
+            try:
+                result = obstore.get(self._store, key, options=options)
+            except BaseError as error:
+                if not _BEYOND.search(str(error)) or start < self.stat(key).size:
+                    raise
+                return iter(())
+            size = result.meta["size"]
+            if tuple(result.range) != (start, size if stop is None else min(stop, size)):
+                raise Unavailable(f"The S3 service ignored the range asked of {key!r}.")
             stream = result.stream(min_chunk_size=_READ)
         return self._read(key, iter(stream))
 
@@ -330,13 +352,14 @@ class S3Storage:
     def put_memory(self, size: int | None) -> int:
         if size is not None and size <= self._settings.part_size:
             return 2 * size + CHUNK  # in its chunks, and joined
-        # The parts on their way and the one that is filled, what was read to tell small objects
-        # from large ones, and a chunk that is received while the one before is digested.
-        parts = self._settings.concurrency + 2
+        # The parts on their way and the one that is filled, and a chunk that is received while the
+        # one before is digested; what was read to tell small objects from large ones, if need be.
+        parts = self._settings.concurrency + (1 if size is not None else 2)
         return parts * self._part_size(size) + 3 * CHUNK
 
     def read_memory(self) -> int:
-        return 2 * _READ
+        # A piece that is sent, one that is put together, and what the engine has read ahead.
+        return 2 * CHUNK
 
     def _part_size(self, size: int | None) -> int:
         return max(self._settings.part_size, -(-(size or 0) // (MAX_PARTS - 1)))
@@ -400,7 +423,6 @@ class S3Storage:
 
     def _new_client(self, endpoint: str | None, credentials: dict[str, str] | None) -> S3Client:
         # Imported here: it costs 25 MiB that a POSIX-only facility need not spend.
-        import boto3
         from botocore.config import Config
 
         options: dict[str, Any] = {}
@@ -410,8 +432,7 @@ class S3Storage:
                 "aws_secret_access_key": credentials["secret_access_key"],
                 "aws_session_token": credentials.get("token"),
             }
-        client: S3Client = boto3.session.Session().client(
-            "s3",
+        return _make(
             endpoint_url=endpoint,
             region_name=self._settings.region,
             config=Config(
@@ -430,7 +451,6 @@ class S3Storage:
             ),
             **options,
         )
-        return client
 
     def _read_credentials(self) -> dict[str, str]:
         path = self._settings.credentials_file
@@ -459,6 +479,29 @@ class S3Storage:
     def _credentials(self) -> Any:
         # A short life makes obstore ask again: rotated keys are taken up without a restart.
         return {**self._read_credentials(), "expires_at": datetime.now(UTC) + _CREDENTIALS_LIFE}
+
+
+def load_client() -> None:
+    """Have in memory what every client needs, for processes that are forked afterwards."""
+    nobody = dict.fromkeys(("aws_access_key_id", "aws_secret_access_key"), "none")
+    _make(region_name="us-east-1", **nobody)
+
+
+_session_lock = threading.Lock()
+
+
+def _make(**options: Any) -> S3Client:
+    with _session_lock:  # a session makes one client at a time
+        client: S3Client = _session().client("s3", **options)
+        return client
+
+
+@cache
+def _session() -> Session:
+    """One for all clients: it holds the description of the service, which has ten megabytes."""
+    import boto3
+
+    return boto3.session.Session()
 
 
 def _attempts(settings: S3Backend) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import re
 import time
 from collections.abc import Iterator
+from typing import cast
 
 from flask import Request
 
+from admin_api.buffers import Buffers
 from admin_api.errors import (
     ClientDisconnected,
     ClientStalled,
@@ -20,10 +23,14 @@ from admin_api.errors import (
 from admin_api.services.wishes import Expected
 from admin_api.settings import LimitSettings
 from admin_api.storage.base import CHUNK
+from admin_api.web.connections import fill
 
 #: Lines are read in pieces that grow from here, back to here after one that was waited for.
 _FIRST_READ = 1024
 _QUICK_SECONDS = 0.02
+#: Payload is received in pieces of this size: few enough for the threads that digest them, and
+#: small enough to be in the processor's cache still when they are written.
+_PIECE = CHUNK // 2
 _DIGEST_ITEM = re.compile(r"\s*([a-z0-9-]+)\s*=\s*:([A-Za-z0-9+/=]*):\s*")
 _DIGEST_BYTES = {"sha-256": 32, "md5": 16}
 _SINGLE_DIGESTS = {"Content-MD5": "md5", "x-amz-checksum-sha256": "sha-256"}
@@ -46,6 +53,7 @@ _WRAPPED = {
 def payload(request: Request, limits: LimitSettings, is_piece: bool = False) -> Iterator[bytes]:
     """The raw body; the client must be authenticated before this is called.
 
+    Its pieces are bytes or memoryviews: whoever needs more of bytes than their buffer copies them.
     With ``is_piece`` it may be a part of a file.  Raises at once InvalidRequest for a part of one
     where the whole is meant, UnsupportedMediaType for a body that is not the file's bytes as they
     are, and TooLarge for a Content-Length that is not allowed; while reading ClientStalled,
@@ -60,7 +68,7 @@ def payload(request: Request, limits: LimitSettings, is_piece: bool = False) -> 
             f"The body has {length} bytes; {limits.max_product_bytes} are allowed.",
             limit=limits.max_product_bytes,
         )
-    return _read(request, length)
+    return _read(request, None) if length is None else _received(request, length)
 
 
 def manifest(request: Request, limits: LimitSettings) -> Iterator[bytes]:
@@ -116,23 +124,50 @@ def _refuse_encoded(request: Request) -> None:
         )
 
 
+def _received(request: Request, length: int) -> Iterator[bytes]:
+    """The body in large pieces, each in a buffer that is used again when nobody holds the piece."""
+    buffers, received = Buffers(min(_PIECE, length)), 0
+    while received < length:
+        view = memoryview(buffers.take())
+        with _broken_off_told():
+            count = fill(request.environ["wsgi.input"], view)
+        if count is None:
+            yield from _read(request, length)
+            return
+        if not count:
+            break
+        received += count
+        yield cast("bytes", view[:count])
+    _require_whole(received, length)
+
+
 def _read(request: Request, length: int | None, first: int = CHUNK) -> Iterator[bytes]:
     """The body in pieces of ``first`` bytes, and of more as long as they come at once."""
     received, size = 0, first
     while length is None or received < length:
         begun = time.monotonic()
-        try:
+        with _broken_off_told():
             chunk = request.stream.read(size)
-        except ClientStalled:  # the server's connection watches over the pace
-            raise
-        except Exception as error:
-            raise ClientDisconnected("The body broke off or is not framed correctly.") from error
         if not chunk:
             break
         received += len(chunk)
         is_quick = time.monotonic() - begun < _QUICK_SECONDS
         size = min(2 * size, CHUNK) if is_quick else first
         yield chunk
+    _require_whole(received, length)
+
+
+@contextlib.contextmanager
+def _broken_off_told() -> Iterator[None]:
+    try:
+        yield
+    except ClientStalled:  # the server's connection watches over the pace
+        raise
+    except Exception as error:
+        raise ClientDisconnected("The body broke off or is not framed correctly.") from error
+
+
+def _require_whole(received: int, length: int | None) -> None:
     if length is not None and received < length:
         raise ClientDisconnected(f"The body ended after {received} of {length} bytes.")
 

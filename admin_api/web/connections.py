@@ -19,6 +19,7 @@ import selectors
 import socket
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -301,16 +302,39 @@ class PacedUnreader(SocketUnreader):  # type: ignore[misc]  # gunicorn has no ty
         self._pace = pace
 
     def chunk(self, size_hint: int | None = None) -> bytes:
-        begun = time.monotonic()
-        try:
+        with self._paced() as received:
             data: bytes = super().chunk(size_hint)
+            received(len(data))
+        return data
+
+    def read_into(self, view: memoryview) -> int:
+        """The next bytes into ``view``: those that were read ahead, then the socket's."""
+        ahead = self.take_buffered()
+        count = min(len(ahead), len(view))
+        if count:
+            view[:count] = ahead[:count]
+            self.buf.write(ahead[count:])
+            return count
+        with self._paced() as received:
+            count = int(self.sock.recv_into(view))
+            received(count)
+        return count
+
+    @contextlib.contextmanager
+    def _paced(self) -> Iterator[Callable[[int], None]]:
+        """Watch one wait for the client; what is yielded is told how many bytes came."""
+        begun = time.monotonic()
+
+        def received(count: int) -> None:
+            if not self._pace.keeps_up(count, time.monotonic() - begun):
+                raise ClientStalled("The body comes too slowly; see limits.transfer_min_rate.")
+
+        try:
+            yield received
         except TimeoutError:
             raise ClientStalled(
                 f"No byte came for {time.monotonic() - begun:.0f} seconds."
             ) from None
-        if not self._pace.keeps_up(len(data), time.monotonic() - begun):
-            raise ClientStalled("The body comes too slowly; see limits.transfer_min_rate.")
-        return data
 
 
 class PacedSocket(socket.socket):
@@ -356,6 +380,26 @@ class PacedSocket(socket.socket):
     def _require(pace: Pace, sent: int, begun: float) -> None:
         if not pace.keeps_up(sent, time.monotonic() - begun):
             raise TimeoutError("The client takes what it is sent too slowly.")
+
+
+def fill(body: Any, view: memoryview) -> int | None:
+    """Fill ``view`` with a request's body; it holds less only where the body ends or breaks off.
+
+    None where that cannot be done without copies: its length is not known, or it is no
+    connection's.
+    """
+    reader = getattr(body, "reader", None)
+    if not isinstance(reader, LengthReader) or body.buf.tell():
+        return None
+    view, count = view[: reader.length], 0
+    try:
+        while count < len(view) and (more := reader.unreader.read_into(view[count:])):
+            count += more
+            reader.length -= more
+    except BaseException:
+        body.failed = True
+        raise
+    return count
 
 
 def is_here(body: Any) -> bool:

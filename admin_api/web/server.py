@@ -6,6 +6,8 @@ Called by ``storage-manager serve``.
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import logging
 import os
 import resource
@@ -29,6 +31,7 @@ from admin_api.services.callers import Callers
 from admin_api.services.download_tokens import DownloadTokens
 from admin_api.services.facility import Facility, join, open_catalog
 from admin_api.settings import Settings
+from admin_api.storage.mounts import load_engines
 from admin_api.web import counts, logs
 from admin_api.web.connections import PatientWorker, is_here
 
@@ -53,6 +56,7 @@ class _Worker(PatientWorker):
         facility: Facility = self.wsgi.facility
         self.transfers = facility.transfers
         facility.watch.start()
+        threading.Thread(target=facility.storage.prepare, name="store-memory", daemon=True).start()
         threading.Thread(
             target=identity.watch,
             args=(facility.storage, threading.Event()),
@@ -205,12 +209,42 @@ def serve(load_settings: Callable[[], Settings]) -> None:
     """
     application = _Application(load_settings)
     settings = application.settings
+    _migrate_apart(settings)
     _check(settings)
     logs.configure(settings.server.log_level)
     counts.begin(settings.state_dir, "server")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _share(settings)
     application.run()
+
+
+def _share(settings: Settings) -> None:
+    """Import what every process needs before the first is forked: the memory is had once then.
+
+    The collector leaves alone what is there now; it would write to all of it, and pages that are
+    written to are no longer shared.
+    """
+    importlib.import_module("admin_api.web.app")
+    load_engines(settings.storage)
+    gc.collect()
+    gc.freeze()
+
+
+def _migrate_apart(settings: Settings) -> None:
+    """Migrate the catalog in a process that takes with it what only migrating needs.
+
+    What fails there is met again, and told, by whoever opens the catalog next.
+    """
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        return
+    try:
+        with contextlib.suppress(StorageManagerError):
+            open_catalog(settings).close()
+    finally:
+        os._exit(0)
 
 
 def _check(settings: Settings) -> None:

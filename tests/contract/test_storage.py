@@ -71,6 +71,32 @@ def test_an_object_of_many_parts_is_read_back(storage: Storage) -> None:
     assert found.digest() == written.digest()
 
 
+@pytest.mark.parametrize("data", [b"", b"abc"], ids=["nothing", "little"])
+def test_a_size_that_was_announced_wrong_changes_nothing(storage: Storage, data: bytes) -> None:
+    key = f"a/announced-{len(data)}"
+    storage.put(key, [data] if data else [], LARGE)
+    assert read_bytes(storage, key) == data
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+@pytest.mark.parametrize("size", [3, LARGE], ids=["one part", "many parts"])
+def test_chunks_are_anything_with_a_buffer(storage: Storage, size: int, kind: type) -> None:
+    data, key = os.urandom(size), f"a/buffers-{size}-{kind.__name__}"
+    storage.put(key, [kind(data[:2]), kind(data[2:])], size)
+    digests = [hashlib.sha256(found).digest() for found in (data, b"".join(storage.open(key)))]
+    assert digests[0] == digests[1]
+
+
+def test_a_range_beyond_the_end_is_what_there_is_of_it(storage: Storage) -> None:
+    put_bytes(storage, "a/range", b"0123456789")
+    put_bytes(storage, "a/none", b"")
+    for start, stop in ((0, 99), (4, 99), (4, None), (9, 10), (10, 99), (99, None), (3, 3)):
+        assert b"".join(storage.open("a/range", start, stop)) == b"0123456789"[start:stop]
+        assert b"".join(storage.open("a/none", start, stop)) == b""
+        with pytest.raises(NotFound):
+            storage.open("a/missing", start, stop)
+
+
 @pytest.mark.parametrize("size", [3, LARGE], ids=["one part", "many parts"])
 def test_an_object_can_be_written_from_one_that_is_being_read(storage: Storage, size: int) -> None:
     """A store may be its own source, as an incoming area is."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -31,6 +33,7 @@ LAYERS = [
     "keyfiles",
     "uris",
     "memory",
+    "buffers",
     "settings",
     "errors",
 ]
@@ -38,7 +41,17 @@ LAYERS = [
 ALLOWED = {
     "cli": {"web", "worker", "services", "products", "settings", "errors", "uris"},
     "worker": {"web", "services", "catalog", "memory", "settings", "errors"},
-    "web": {"worker", "memory", "services", "catalog", "storage", "settings", "errors", "uris"},
+    "web": {
+        "worker",
+        "memory",
+        "buffers",
+        "services",
+        "catalog",
+        "storage",
+        "settings",
+        "errors",
+        "uris",
+    },
     "services": {
         "catalog",
         "products",
@@ -56,6 +69,7 @@ ALLOWED = {
     "keyfiles": {"errors"},
     "uris": set(),
     "memory": set(),
+    "buffers": set(),
     "settings": {"errors"},
     "errors": set(),
 }
@@ -139,3 +153,15 @@ def test_a_migration_on_a_machine_that_stands_still_for_a_while_goes_on(
     catalog.migrate()
     assert _differences(catalog) == []
     catalog.close()
+
+
+def test_a_catalog_of_this_version_is_opened_without_the_tools_that_migrate(tmp_path: Path) -> None:
+    settings = CatalogSettings(url=f"sqlite:///{tmp_path}/catalog.db")
+    Catalog(settings).migrate()
+    program = (
+        "import sys; from admin_api.catalog.database import Catalog;"
+        "from admin_api.settings import CatalogSettings;"
+        "Catalog(CatalogSettings(url=sys.argv[1])).migrate();"
+        "sys.exit('alembic' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program, settings.url], check=True)
