@@ -34,9 +34,10 @@ from admin_api.errors import (
     StorageManagerError,
     Unavailable,
 )
+from admin_api.services import groups, jobs, lifecycle, removal, scans
 from admin_api.services import ingest as ingests
-from admin_api.services import jobs, lifecycle, removal, scans
 from admin_api.services.facility import Facility
+from admin_api.services.groups import Asked
 from admin_api.services.ingest import Order, Reference
 from admin_api.services.jobs import Claim, LeaseLostError, Outcome
 from admin_api.services.wishes import Expected, Level, Policy, Result, Wish, other_digests
@@ -169,10 +170,12 @@ def _import(
 ) -> None:
     stored = _stored(facility, claimed, items)
     report.add(stored.values())
-    todo = iter([item for item in items if item.number not in stored])
     parallel = facility.settings.jobs.parallel_items
     if claimed.job.concurrency is not None:
         parallel = min(parallel, claimed.job.concurrency)
+    left = [item for item in items if item.number not in stored]
+    left = _import_groups(facility, claimed, left, report, parallel, stop)
+    todo = iter(left)
     ended = threading.Event()  # this chunk's: also when the lease is lost
     with ThreadPoolExecutor(parallel, thread_name_prefix="item") as pool:
         running: set[Future[Outcome | None]] = set()
@@ -190,6 +193,41 @@ def _import(
                 report.look()
         finally:
             ended.set()
+
+
+def _import_groups(
+    facility: Facility,
+    claimed: Claim,
+    items: Sequence[ItemEntry],
+    report: _Outcomes,
+    parallel: int,
+    stop: threading.Event,
+) -> list[ItemEntry]:
+    """Import what can be imported together; returns what is to be done item by item."""
+    if claimed.job.options.get("dry_run"):
+        return list(items)
+    joining: list[tuple[ItemEntry, Asked]] = []
+    left: list[ItemEntry] = []
+    for item in items:
+        asked = Asked(item.number, *_asked(claimed.job, item))
+        if groups.may_join(asked):
+            joining.append((item, asked))
+        else:
+            left.append(item)
+    for at in range(0, len(joining), groups.MOST):
+        part = joining[at : at + groups.MOST]
+        if len(part) == 1 or stop.is_set() or not report.is_wanted:
+            left += [item for item, _ in part]
+            continue
+        asked_for = [asked for _, asked in part]
+        made = groups.ingest(facility, claimed.principal, asked_for, parallel, stop)
+        left += [item for item, _ in part if item.number not in made]
+        report.add(
+            _told(item, made[item.number], Result.CREATED)
+            for item, _ in part
+            if item.number in made
+        )
+    return left
 
 
 def _one(
