@@ -573,7 +573,7 @@ def _is_taken(facility: Facility, directory: str) -> bool:
 
 
 def _available_of(session: Session, names: Sequence[str]) -> dict[str, ProductEntry]:
-    query = entries.products().where(Product.name.in_(names), Product.state == State.AVAILABLE)
+    query = entries.products().where(Product.name.in_(names), entries.is_available())
     return {product.name: product for product in entries.all_of(ProductEntry, session, query)}
 
 
@@ -581,7 +581,7 @@ def _available(session: Session, name: str) -> ProductEntry | None:
     return entries.first_of(
         ProductEntry,
         session,
-        entries.products().where(Product.name == name, Product.state == State.AVAILABLE),
+        entries.products().where(Product.name == name, entries.is_available()),
     )
 
 
