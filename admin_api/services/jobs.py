@@ -479,29 +479,28 @@ def _write(session: Session, job: Any, outcomes: Sequence[Outcome], now: datetim
     """The outcomes of items; each gets the next number in the job's sequence."""
     if not outcomes:
         return
-    rows = [
-        {
-            "item": item.number,
-            "state": item.state,
-            "sequence": job.sequence + place,
-            "result": item.result,
-            "code": item.code,
-            "detail": _storable(item.detail)[:_DETAIL] if item.detail else None,
-            "retryable": item.retryable if item.state == ItemState.FAILED else None,
-            "product_id": item.product_id,
-            "bytes": item.bytes,
-        }
-        for place, item in enumerate(outcomes, start=1)
-    ]
+    ended: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    for place, item in enumerate(outcomes, start=1):
+        (failed if item.state == ItemState.FAILED else ended).append(
+            {
+                "item": item.number,
+                "state": item.state,
+                "sequence": job.sequence + place,
+                "result": item.result,
+                "code": item.code,
+                "detail": _storable(item.detail)[:_DETAIL] if item.detail else None,
+                "retryable": item.retryable if item.state == ItemState.FAILED else None,
+                "product_id": item.product_id,
+                "bytes": item.bytes,
+            }
+        )
     mine = (_ITEMS.c.job_pk == job.pk, _ITEMS.c.number == bindparam("item"))
     of_item = _ITEMS.update().where(*mine)
-    session.connection().execute(of_item.values(ended_at=now), rows)
-    ended = [item.number for item in outcomes if item.state != ItemState.FAILED]
+    if failed:
+        session.connection().execute(of_item.values(ended_at=now), failed)
     if ended:  # what was asked for may hold signatures of URIs, and nobody needs it any more
-        session.execute(
-            update(Item).where(Item.job_pk == job.pk, Item.number.in_(ended)).values(wanted=None),
-            execution_options={"synchronize_session": False},
-        )
+        session.connection().execute(of_item.values(ended_at=now, wanted=None), ended)
 
 
 def _counted(job: Any, outcomes: Sequence[Outcome]) -> dict[str, Any]:

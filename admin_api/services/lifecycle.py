@@ -127,6 +127,33 @@ def _move(
     )
 
 
+def _move_many(
+    session: Session,
+    attempts: Sequence[ProductEntry],
+    state: str,
+    values: Mapping[str, Any],
+) -> list[ProductEntry]:
+    """As ``_move``, for attempts in ``state`` of which nothing else can have changed.
+
+    Raises _NotPlainError unless all of them are moved.
+    """
+    moved = session.execute(
+        update(Product)
+        .where(
+            Product.pk.in_([attempt.pk for attempt in attempts]),
+            Product.attempt.in_([attempt.attempt for attempt in attempts]),
+            Product.state == state,
+        )
+        .values(touched_at=clock.now(), **values)
+        .returning(Product.pk, Product.touched_at)
+        .execution_options(synchronize_session=False)
+    ).all()
+    if len(moved) < len(attempts):
+        raise _NotPlainError
+    times = {row.pk: row.touched_at for row in moved}
+    return [replace(attempt, touched_at=times[attempt.pk], **values) for attempt in attempts]
+
+
 def _is(attempt: ProductEntry, *states: str) -> list[ColumnElement[bool]]:
     """The row of ``attempt`` itself, not one that has its number in another history."""
     return [
@@ -740,17 +767,14 @@ def _claim_all(facility: Facility, asked: Sequence[_Claiming]) -> Sequence[Produ
 
 def _enter_commits(session: Session, asked: Sequence[_Claiming]) -> dict[int, ProductEntry]:
     by_pk = {one.attempt.pk: one for one in asked}
-    claimed = _move(
+    claimed = _move_many(
         session,
-        [
-            Product.pk.in_(by_pk),
-            Product.attempt.in_([one.attempt.attempt for one in asked]),
-            Product.state == State.RECEIVING,
-        ],
+        [one.attempt for one in asked],
+        State.RECEIVING,
         {"state": State.COMMITTING, "number": 1},
     )
     known = select(File.product_pk).where(File.product_pk.in_(by_pk)).limit(1)
-    if len(claimed) < len(asked) or session.scalars(known).first() is not None:
+    if session.scalars(known).first() is not None:
         raise _NotPlainError
     # In this order, as ``_claim``: who has the place in the commit rules over the name.
     if _last_existing(session, [one.attempt.name for one in asked]):
@@ -981,22 +1005,14 @@ def _promote_all(facility: Facility, asked: Sequence[_Promoting]) -> Sequence[bo
 def _promote_in(session: Session, asked: Sequence[_Promoting]) -> set[int]:
     if _available_of(session, [one.attempt.name for one in asked]):
         raise _NotPlainError
-    times: dict[int, dict[str, Any]] = {
-        one.attempt.pk: {"available_at": one.available_at} for one in asked
-    }
-    moved = _move(
-        session,
-        [
-            Product.pk.in_(times),
-            Product.attempt.in_([one.attempt.attempt for one in asked]),
-            Product.state == State.COMMITTING,
-        ],
-        {"state": State.AVAILABLE, "number": 1, "recorded": 1},
-    )
-    if len(moved) < len(asked):
-        raise _NotPlainError
-    _set_each(session, times)
-    promoted = [replace(product, **times[product.pk]) for product in moved]
+    promoted: list[ProductEntry] = []
+    for time_ in dict.fromkeys(one.available_at for one in asked):
+        promoted += _move_many(
+            session,
+            [one.attempt for one in asked if one.available_at == time_],
+            State.COMMITTING,
+            {"state": State.AVAILABLE, "number": 1, "recorded": 1, "available_at": time_},
+        )
     usage.come(session, promoted)
     actors = {one.attempt.pk: one.actor for one in asked}
     for actor in dict.fromkeys(actors.values()):
