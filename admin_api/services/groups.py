@@ -37,9 +37,11 @@ from admin_api.storage.gathering import Gathering
 
 log = logging.getLogger(__name__)
 
-#: Products of a group, and bytes of one: what is larger gains nothing from company.
+#: Products of a group, bytes and files of one: what is larger gains nothing from company, and the
+#: record of all is held in memory.
 MOST = 250
 _MOST_BYTES = 2 << 20
+_MOST_FILES = 200
 #: For room in the budget of the process is asked again after so long.
 _PAUSE = 0.05
 
@@ -172,7 +174,8 @@ class _Work:
     def give_up(self) -> None:
         """Nothing stays of what was begun and is not committed."""
         for receiving in self._waiting:
-            receiving.__exit__(StorageManagerError, StorageManagerError("left alone"), None)
+            receiving.discard(lifecycle.ALONE)
+            receiving.__exit__(None, None, None)
 
     def _each(self, action: Callable[[T], U | None], things: Sequence[T]) -> list[U]:
         """What ``action`` gives for each, side by side; what it gives None for drops out."""
@@ -206,7 +209,7 @@ class _Work:
         files, expected = files_in(self._sources.find, name, order)
         sizes = [file.size for file in files]
         known = [size for size in sizes if size is not None]
-        if len(known) < len(sizes) or sum(known) > _MOST_BYTES:
+        if len(known) < len(sizes) or len(files) > _MOST_FILES or sum(known) > _MOST_BYTES:
             return None
         wish = replace(wish, name=name, group=self._group)
         require_named_mission(self._principal, name)

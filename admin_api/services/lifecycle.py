@@ -106,6 +106,8 @@ _SWEEPERS = 8
 #: ``TAKEN`` nothing lies there.
 _DUPLICATE = "duplicate"
 TAKEN = "directory taken"
+#: It is begun again, outside of its group.
+ALONE = "done alone"
 
 _TABLE = cast("Table", Product.__table__)
 _COLUMNS = tuple(_TABLE.c[item.key] for item in entries.PRODUCT)
@@ -181,7 +183,7 @@ def _give_up(
         [Product.state == State.RECEIVING, *where],
         {"state": State.REMOVING, "removed_by": actor.subject, "removed_cause": cause},
     )
-    if cause not in (_DUPLICATE, TAKEN):
+    if cause not in (_DUPLICATE, TAKEN, ALONE):
         events.append(
             session, actor, [Happening("ingest.failed", item, {"cause": cause}) for item in found]
         )

@@ -5,7 +5,8 @@ nobody can see yet need not be: a gathering takes puts that may be torn by a cra
 makes all of them durable at once.  Whoever writes the record of a product (which makes it exist)
 does so after ``settle``, so a torn object is always an attempt's that comes to nothing.
 
-Called by ``services/groups.py``.  Stores that are no directory keep every put durable by itself.
+Called by ``services/groups.py``.  Where one sync does not do (buckets, file systems in user space,
+old kernels) every put is durable by itself.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import platform
 import re
 import threading
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -30,6 +32,22 @@ from admin_api.storage.posix import PosixStorage, _translated, _write_all
 
 #: From this kernel on syncfs tells of every write that failed since the descriptor was opened.
 _TELLING_KERNEL = (5, 8)
+#: File systems (statfs(2)) on which it reaches disk or server, bytes and names alike: ext, XFS,
+#: btrfs, F2FS, ZFS, bcachefs, tmpfs, overlayfs, NFS, CephFS.  Of what runs in user space (FUSE) it
+#: asks nothing.
+_SYNCED_AT_ONCE = {
+    0xEF53,
+    0x58465342,
+    0x9123683E,
+    0xF2F52010,
+    0x2FC12FC1,
+    0xCA451A4E,
+    0x01021994,
+    0x794C7630,
+    0x6969,
+    0x00C36400,
+}
+_STATFS_BYTES = 512
 #: So many directories are kept open between two puts.
 _KEPT_OPEN = 64
 
@@ -86,7 +104,7 @@ class Gathering:
         with self._lock:
             if path not in self._directories:
                 beneath = store.understore if isinstance(store, AlluxioStorage) else store
-                if not isinstance(beneath, PosixStorage):
+                if not isinstance(beneath, PosixStorage) or not syncs_at_once(beneath.root):
                     return None
                 self._directories[path] = self._resources.enter_context(_Directory(beneath))
             return self._directories[path]
@@ -127,8 +145,6 @@ class _Directory:
                 try:
                     try:
                         _write_all(fd, chunks)
-                        if not is_telling():
-                            os.fsync(fd)
                     finally:
                         os.close(fd)  # on NFS this is where a late EIO or ENOSPC shows
                 except BaseException:
@@ -197,7 +213,12 @@ def _enter(parent: int, name: str) -> int:
     return confined.enter(parent, name)
 
 
-def is_telling() -> bool:
-    """Whether one sync of a file system says of all its files whether they are safe."""
+def syncs_at_once(root: Path) -> bool:
+    """Whether one sync of the file system says of all files in it that they are safe."""
     release = re.match(r"(\d+)\.(\d+)", platform.release())
-    return release is not None and (int(release[1]), int(release[2])) >= _TELLING_KERNEL
+    if release is None or (int(release[1]), int(release[2])) < _TELLING_KERNEL:
+        return False
+    answer = ctypes.create_string_buffer(_STATFS_BYTES)
+    if _libc.statfs(os.fsencode(root), answer) != 0:
+        return False
+    return ctypes.c_long.from_buffer(answer).value & 0xFFFFFFFF in _SYNCED_AT_ONCE

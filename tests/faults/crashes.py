@@ -86,6 +86,7 @@ class Steps:
 
         class Library:
             syncfs = staticmethod(self.before(gathering._libc.syncfs))
+            statfs = gathering._libc.statfs
 
         gathering._libc = Library
         # Only the store's own calls: its modules get a copy of ``os`` of their own.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -202,6 +202,7 @@ def test_nothing_of_a_group_is_recorded_before_all_its_bytes_are_synced(
 
     class Library:
         syncfs = staticmethod(noting("sync", gathering._libc.syncfs))
+        statfs = gathering._libc.statfs
 
     monkeypatch.setattr(gathering, "_libc", Library)
     monkeypatch.setattr(gathering, "_write_all", noting("bytes", posix._write_all))
@@ -231,17 +232,31 @@ def test_a_sync_that_fails_commits_nothing_of_the_group_and_leaves_nothing_of_it
     assert len(stored) == len(known) == 5
 
 
-def test_on_a_kernel_that_does_not_tell_of_failed_writes_each_file_is_synced(
-    tmp_path, operator, monkeypatch
+@pytest.mark.parametrize("why", ["an old kernel", "a file system in user space"])
+def test_where_one_sync_does_not_do_each_file_is_made_durable_by_itself(
+    why: str, tmp_path, operator, monkeypatch
 ) -> None:
     made = make_facility(tmp_path, {"type": "posix", "root": tmp_path / "store"})
-    own, synced = type(os)("os"), []
-    own.__dict__.update(vars(os))
-    own.fsync = synced.append
-    monkeypatch.setattr(gathering, "os", own)
-    monkeypatch.setattr(gathering.platform, "release", lambda: "4.19.0-27-amd64")
+    put, keys = posix.PosixStorage.put, []
+
+    def noted(self: Any, key: str, *arguments: Any) -> Any:
+        keys.append(key)
+        return put(self, key, *arguments)
+
+    monkeypatch.setattr(posix.PosixStorage, "put", noted)
+    if why == "an old kernel":
+        monkeypatch.setattr(gathering.platform, "release", lambda: "4.19.0-27-amd64")
+    else:
+        fuse = 0x65735546
+
+        class Library:
+            def statfs(self, _path: bytes, answer: Any) -> int:
+                answer[:8] = fuse.to_bytes(8, sys.byteorder)
+                return 0
+
+        monkeypatch.setattr(gathering, "_libc", Library())
     assert _import(made, operator, files(tmp_path / "inbox", 5, 1)).done == 5
-    assert len(synced) == 5
+    assert len([key for key in keys if "p1-" in key]) == 5
     made.catalog.close()
 
 
