@@ -432,7 +432,7 @@ class JobSettings(_Section):
         default=16, ge=1, le=64, description="items of one chunk that are done at once"
     )
     chunk_items: int = Field(
-        default=250, ge=1, le=1000, description="items that are taken and given back together"
+        default=500, ge=1, le=1000, description="items that are taken and given back together"
     )
     chunk_bytes: int = Field(
         default=8 * GIB,

@@ -1,7 +1,8 @@
 """``make bench``: measures, writes ``bench/results/results.csv`` and ``bench/results/page.md``.
 
-    python -m bench [p1] [p2] [p3] [p5] [p7] [p11] [p12] [p13] [p15] [p22] [p24] [p25] [rebuild]
-        [entries] [--repeats 5] [--memory-gib 10] [--products 1000000] [--entries 1000000]
+    python -m bench [p1] [p2] [p3] [p4] [p5] [p7] [p11] [p12] [p13] [p15] [p16] [p21] [p22] [p23]
+        [p24] [p25] [rebuild] [entries] [--repeats 5] [--memory-gib 10] [--products 1000000]
+        [--entries 1000000]
 
 Ratios are measured side by side in one run: same machine, same data, same concurrency, interleaved,
 median and spread of the repeats.  Absolute figures are of this machine only.
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import bulk, catalog, liveness, memory, payload, rebuilding, removal, staging
+from bench import bulk, catalog, liveness, memory, nodes, payload, rebuilding, removal, staging
 from bench.measure import Row
 from tests.support.servers import weed
 
@@ -29,6 +30,7 @@ MEASURES: dict[str, Callable[..., list[Row]]] = {
     "p1": payload.p1,
     "p2": payload.p2,
     "p3": payload.p3,
+    "p4": bulk.p4,
     "p5": bulk.p5,
     "p7": memory.p7,
     "p11": bulk.p11,
@@ -36,7 +38,10 @@ MEASURES: dict[str, Callable[..., list[Row]]] = {
     "p13": removal.p13,
     "p15": staging.p15,
     "entries": staging.entries,
+    "p16": bulk.p16,
+    "p21": bulk.p21,
     "p22": liveness.p22,
+    "p23": nodes.p23,
     "p24": catalog.p24,
     "p25": bulk.p25,
     "rebuild": rebuilding.rebuild,

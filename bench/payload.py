@@ -37,9 +37,10 @@ def data_file(directory: Path, size: int = SIZE) -> Path:
     return path
 
 
-def start(directory: Path, backend: dict, name: str) -> Service:
+def start(directory: Path, backend: dict, name: str, **sections: dict) -> Service:
     """The service over ``backend``, with housekeeping out of the way."""
-    service = service_in(directory / name, backend, housekeeping={"interval_seconds": 600})
+    calm = {"interval_seconds": 600}
+    service = service_in(directory / name, backend, housekeeping=calm, **sections)
     service.start()
     header_file(service).write_text(f"Authorization: Bearer {service.token()}\n")
     return service

@@ -11,10 +11,10 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, select
+from sqlalchemy import ColumnElement, Select, literal_column, select
 from sqlalchemy.orm import Session
 
-from admin_api.catalog.models import Base, Event, File, Product, Upload
+from admin_api.catalog.models import Base, Event, File, Product, State, Upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,15 @@ EVENT = _columns(EventEntry, Event)
 def products() -> Select[Any]:
     """A query for products, to be narrowed by the caller."""
     return select(*PRODUCT)
+
+
+def is_available() -> ColumnElement[bool]:
+    """Whether a product is available, in the words of the index ``one_available_per_name``.
+
+    SQLite takes an index of some rows only where the statement names these rows by a constant; it
+    would walk all available products otherwise.
+    """
+    return Product.state == literal_column(f"'{State.AVAILABLE}'")
 
 
 def all_of(kind: type[_Entry], session: Session, query: Any) -> list[_Entry]:

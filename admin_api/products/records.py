@@ -30,6 +30,7 @@ DIRECTORY = ".products"
 MAX_LINE_BYTES = 256 << 20
 
 _VERSIONS = (1, 2)
+_TOGETHER = re.compile(r".*@(?P<group>[0-9a-f]{32})")
 _CHECK = re.compile(rb',"check":"sha256:([0-9a-f]{64})"\}')
 _CHECK_BYTES = len(b',"check":"sha256:"}') + 64
 _KEY = re.compile(
@@ -76,6 +77,8 @@ class Statement(BaseModel):
     state: Literal["available", "removed", "void"]
     #: The catalog's mark of the attempt, which tells it from others with the same numbers.
     attempt: str | None = None
+    #: So many statements were written in one object, this one among them; fewer lines are a cut.
+    together: Annotated[int, Field(ge=1)] | None = None
     #: Of a ``void``: the id and the generation under which the attempt was committed instead.
     moved_to: tuple[str, int] | None = None
     id: str
@@ -130,6 +133,17 @@ def record_key(product_id: str, name: str, generation: int, number: int) -> str:
 def bulk_key(mark: str) -> str:
     """Where an object with statements about many products lies within its mount."""
     return f"{DIRECTORY}/bulk/{mark}.jsonl"
+
+
+def group_of(attempt: str | None) -> str | None:
+    """The group with which an attempt is committed, if its mark names one (``MARK@GROUP``)."""
+    match = _TOGETHER.fullmatch(attempt or "")
+    return match["group"] if match else None
+
+
+def group_key(group: str) -> str:
+    """Where the one record of all products of a group lies within its mount."""
+    return f"{DIRECTORY}/groups/{group[:2]}/{group}.jsonl"
 
 
 def subject_of(key: str) -> tuple[str, int, int] | None:

@@ -13,19 +13,17 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import datetime
 from typing import Any
-from urllib.parse import unquote
 
-from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from admin_api.catalog import clock, entries
-from admin_api.catalog.entries import FileEntry, ProductEntry
+from admin_api.catalog.entries import ProductEntry
 from admin_api.catalog.jobs import ItemEntry, JobEntry
-from admin_api.catalog.models import File, ItemState, Product, State
+from admin_api.catalog.models import ItemState, Product, State
 from admin_api.errors import (
     Busy,
     CatalogUnavailable,
@@ -34,11 +32,13 @@ from admin_api.errors import (
     StorageManagerError,
     Unavailable,
 )
+from admin_api.services import groups, jobs, known, lifecycle, removal, scans
 from admin_api.services import ingest as ingests
-from admin_api.services import jobs, lifecycle, removal, scans
 from admin_api.services.facility import Facility
+from admin_api.services.groups import Asked
 from admin_api.services.ingest import Order, Reference
 from admin_api.services.jobs import Claim, LeaseLostError, Outcome
+from admin_api.services.known import Known
 from admin_api.services.wishes import Expected, Level, Policy, Result, Wish, other_digests
 from admin_api.uris import shown
 
@@ -55,7 +55,6 @@ PASSING = frozenset(("in_progress", "catalog_unavailable", "storage_unavailable"
 RETRYABLE = PASSING | {"source_unavailable", "internal_error", "catalog_behind", "worker_lost"}
 _FIRST_PAUSE = 0.25
 _LONGEST_PAUSE = 15.0
-_NAMES_AT_ONCE = 500
 
 
 def work(facility: Facility, stop: threading.Event) -> None:
@@ -169,10 +168,12 @@ def _import(
 ) -> None:
     stored = _stored(facility, claimed, items)
     report.add(stored.values())
-    todo = iter([item for item in items if item.number not in stored])
     parallel = facility.settings.jobs.parallel_items
     if claimed.job.concurrency is not None:
         parallel = min(parallel, claimed.job.concurrency)
+    left = [item for item in items if item.number not in stored]
+    left = _import_groups(facility, claimed, left, report, parallel, stop)
+    todo = iter(left)
     ended = threading.Event()  # this chunk's: also when the lease is lost
     with ThreadPoolExecutor(parallel, thread_name_prefix="item") as pool:
         running: set[Future[Outcome | None]] = set()
@@ -190,6 +191,41 @@ def _import(
                 report.look()
         finally:
             ended.set()
+
+
+def _import_groups(
+    facility: Facility,
+    claimed: Claim,
+    items: Sequence[ItemEntry],
+    report: _Outcomes,
+    parallel: int,
+    stop: threading.Event,
+) -> list[ItemEntry]:
+    """Import what can be imported together; returns what is to be done item by item."""
+    if claimed.job.options.get("dry_run"):
+        return list(items)
+    joining: list[tuple[ItemEntry, Asked]] = []
+    left: list[ItemEntry] = []
+    for item in items:
+        asked = Asked(item.number, *_asked(claimed.job, item))
+        if groups.may_join(asked):
+            joining.append((item, asked))
+        else:
+            left.append(item)
+    for at in range(0, len(joining), groups.MOST):
+        part = joining[at : at + groups.MOST]
+        if len(part) == 1 or stop.is_set() or not report.is_wanted:
+            left += [item for item, _ in part]
+            continue
+        asked_for = [asked for _, asked in part]
+        made = groups.ingest(facility, claimed.principal, asked_for, parallel, stop)
+        left += [item for item, _ in part if item.number not in made]
+        report.add(
+            _told(item, made[item.number], Result.CREATED)
+            for item, _ in part
+            if item.number in made
+        )
+    return left
 
 
 def _one(
@@ -262,7 +298,7 @@ def _asked(job: JobEntry, item: ItemEntry) -> tuple[Wish, Order]:
         level=Level(wanted.get("verification") or options.get("verification") or Level.DIGEST),
         retention_until=datetime.fromisoformat(retention) if retention else None,
         source=shown(source) if source else None,
-        mark=f"{job.id}.{item.number}.",
+        mark=_mark(job, item.number),
     )
     order = Order(
         source=source,
@@ -319,81 +355,26 @@ def _foreseen(
 
 
 def _stored(facility: Facility, claimed: Claim, items: Sequence[ItemEntry]) -> dict[int, Outcome]:
-    """The items that are stored already with the digests that were announced.
-
-    Told by the catalog alone, for all of a chunk at once: a finished import that is run again asks
-    nothing of sources and stores.
-    """
-    principal, asked = claimed.principal, {}
-    for item in items:
-        wish, order = _asked(claimed.job, item)
-        name = wish.name or _last_part(order.source)
-        if wish.policy is Policy.SKIP and name and not order.unpack and _is_stated(order):
-            asked[item.number] = (item, wish, order, name)
-    by_name = _available(facility, {name for *_, name in asked.values()})
-    files = _files(facility, [product.pk for product in by_name.values()])
-    found: dict[int, Outcome] = {}
-    for number, (item, wish, order, name) in asked.items():
-        product = by_name.get(name)
-        if product is None or not principal.sees(product.mission):
-            continue
-        if wish.product_id not in (None, product.id):
-            continue
-        expected = (
-            {name: order.expected}
-            if order.source
-            else {reference.path: reference.expected for reference in order.references}
-        )
-        if _matches(expected, files.get(product.pk, [])):
-            is_ours = _is_ours(product, wish)
-            result = Result.CREATED if is_ours else Result.SKIPPED
-            found[number] = _told(item, product, result)
-    return found
+    """The items that are stored already with the digests that were announced."""
+    job, by_number = claimed.job, {item.number: item for item in items}
+    wanted = [(item.number, item.wanted or {}) for item in items]
+    found = known.find(facility, claimed.principal, job.options, wanted)
+    return {
+        number: _known(by_number[number], product, _mark(job, number))
+        for number, product in found.items()
+    }
 
 
-def _last_part(source: str | None) -> str:
-    return unquote(shown(source or "").rstrip("/").rpartition("/")[2])
+def _known(item: ItemEntry, product: Known, mark: str) -> Outcome:
+    is_ours = product.attempt.startswith(mark)
+    state = ItemState.DONE if is_ours else ItemState.SKIPPED
+    result = Result.CREATED if is_ours else Result.SKIPPED
+    return Outcome(item.number, state, result.value, product_id=product.id, bytes=product.size)
 
 
-def _is_stated(order: Order) -> bool:
-    """Whether of every file a digest is announced."""
-    told = [order.expected] if order.source else [item.expected for item in order.references]
-    return all(expected.sha256 or expected.md5 for expected in told)
-
-
-def _available(facility: Facility, names: Iterable[str]) -> dict[str, ProductEntry]:
-    found: dict[str, ProductEntry] = {}
-    for part in _parts(sorted(names)):
-        query = entries.products().where(Product.name.in_(part), Product.state == State.AVAILABLE)
-        with facility.catalog.reading() as session:
-            for product in entries.all_of(ProductEntry, session, query):
-                found[product.name] = product
-    return found
-
-
-def _files(facility: Facility, pks: Sequence[int]) -> dict[int, list[FileEntry]]:
-    found: dict[int, list[FileEntry]] = {}
-    for part in _parts(pks):
-        query = select(*entries.FILE).where(File.product_pk.in_(part))
-        with facility.catalog.reading() as session:
-            for file in entries.all_of(FileEntry, session, query):
-                found.setdefault(file.product_pk, []).append(file)
-    return found
-
-
-def _parts(things: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for at in range(0, len(things), _NAMES_AT_ONCE):
-        yield things[at : at + _NAMES_AT_ONCE]
-
-
-def _matches(expected: Mapping[str, Expected], files: Sequence[FileEntry]) -> bool:
-    present = {file.path: file for file in files}
-    return expected.keys() == present.keys() and all(
-        said.sha256 in (None, present[path].sha256)
-        and said.md5 in (None, present[path].md5)
-        and said.size in (None, present[path].size)
-        for path, said in expected.items()
-    )
+def _mark(job: JobEntry, number: int) -> str:
+    """What the mark of every attempt begins with that is made for the item."""
+    return f"{job.id}.{number}."
 
 
 # -- removing ------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def look(facility: Facility, principal: Principal, wish: Wish, order: Order) -> 
             sizes = [facility.storage.stat(key).size for key, _ in keys.values()]
             told = [expected.size for _, expected in keys.values()]
         else:
-            files, expected = _files(find, name, order)
+            files, expected = files_in(find, name, order)
             sizes = [file.size or 0 for file in files]
             told = [expected.get(file.path, Expected()).size for file in files]
         for size, said in zip(sizes, told, strict=True):
@@ -151,7 +151,7 @@ def _stated(order: Order) -> list[tuple[str, Expected]]:
 def _ingest_files(
     facility: Facility, principal: Principal, wish: Wish, order: Order, find: Finder
 ) -> Outcome:
-    files, expected = _files(find, wish.name, order)
+    files, expected = files_in(find, wish.name, order)
     sizes = [expected.get(file.path, Expected()).size for file in files]
     with (
         _shares(facility, sizes) as shares,
@@ -166,10 +166,10 @@ def _ingest_files(
         return receiving.commit()
 
 
-def _files(
+def files_in(
     find: Finder, name: str, order: Order
 ) -> tuple[list[SourceFile], Mapping[str, Expected]]:
-    """The files of the product by their paths in it, and what is known of each."""
+    """The files of the product ``name`` by their paths in it, and what is known of each."""
     if order.references:
         files, expected = [], {}
         for reference in order.references:
@@ -179,7 +179,7 @@ def _files(
                     f"The source {shown(reference.source)!r} is not a single file."
                 )
             files.append(replace(found.files[0], path=reference.path))
-            expected[reference.path] = _narrowed(reference.expected, found.files[0].size)
+            expected[reference.path] = narrowed(reference.expected, found.files[0].size)
         return files, expected
     assert order.source is not None
     found = find(order.source)
@@ -188,7 +188,7 @@ def _files(
             raise InvalidRequest("Size and digests belong to a file; the source is a directory.")
         return found.files, {file.path: Expected(size=file.size) for file in found.files}
     file = found.files[0]
-    return [replace(file, path=name)], {name: _narrowed(order.expected, file.size)}
+    return [replace(file, path=name)], {name: narrowed(order.expected, file.size)}
 
 
 def _ingest_archive(
@@ -208,7 +208,7 @@ def _ingest_archive(
             f"The source {shown(order.source)!r} is not a .tar, .tar.gz, .tgz or .zip. If it is "
             "one by another name, give the archive's name as the product's (NAME.zip)."
         )
-    expected = _narrowed(order.expected, found.files[0].size)
+    expected = narrowed(order.expected, found.files[0].size)
     with _shares(facility, [None]):
         return receive_archive(facility, principal, wish, kind, found.files[0], expected)
 
@@ -258,7 +258,7 @@ def _storing(receiving: Reception, file: SourceFile, expected: Expected) -> Call
     def store() -> None:
         ready = file.ready()
         try:
-            wanted = _narrowed(expected, ready.size)
+            wanted = narrowed(expected, ready.size)
             if not ready.delimited and wanted == Expected():
                 raise InvalidRequest(
                     f"Of {file.path!r} size, sha256 or md5 must be stated: the server gives no "
@@ -285,7 +285,7 @@ def _copy(actions: Sequence[Callable[[], object]], parallel: int) -> None:
             failed.result()
 
 
-def _narrowed(expected: Expected, size: int | None) -> Expected:
+def narrowed(expected: Expected, size: int | None) -> Expected:
     """What the caller says, filled up with what the source says."""
     return expected if expected.size is not None else replace(expected, size=size)
 

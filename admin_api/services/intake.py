@@ -3,7 +3,8 @@
 Every line is an item or says of itself what is wrong with it; no line stops the others, and no line
 is held that is longer than the settings allow.  Items are written down in chunks as they come, the
 first ones few, so that work begins while the manifest arrives.  Called by ``web/jobs.py``, which
-knows what a line may say.
+knows what a line may say.  What is stored already as announced gets its outcome here, so an import
+that is run again is over when its manifest is read.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from admin_api.catalog.jobs import JobEntry
+from admin_api.catalog.models import ItemState
 from admin_api.errors import InvalidRequest, StorageManagerError, TooLarge
-from admin_api.services import jobs
+from admin_api.services import jobs, known
 from admin_api.services.access import Principal
 from admin_api.services.facility import Facility
-from admin_api.services.jobs import LeaseLostError, NewItem
+from admin_api.services.jobs import LeaseLostError, NewItem, Outcome
+from admin_api.services.known import Known
+from admin_api.services.wishes import Result
 
 _BOM = b"\xef\xbb\xbf"
 #: The first chunk has so many items, each next one twice as many, up to the setting.
@@ -64,7 +68,7 @@ def receive(
     job = jobs.create(facility, principal, kind, options, owner, priority, concurrency)
     with facility.heartbeat.of_owner(owner):
         try:
-            for part in _parts(facility, told):
+            for part in _parts(facility, principal, kind, options, told):
                 if not jobs.append(facility, job.pk, part, owner):
                     break
         except LeaseLostError:
@@ -80,27 +84,73 @@ def receive(
     return job
 
 
+def _without_known(
+    facility: Facility,
+    principal: Principal,
+    options: Mapping[str, Any],
+    part: Sequence[NewItem],
+) -> list[NewItem]:
+    """The items, those that are stored already as announced with their outcome."""
+    wanted = [(item.number, item.wanted) for item in part if item.wanted is not None]
+    found = known.find(facility, principal, options, wanted)
+    return [_with(item, found.get(item.number)) for item in part]
+
+
+def _with(item: NewItem, product: Known | None) -> NewItem:
+    if product is None:
+        return item
+    result = Result.SKIPPED.value
+    outcome = Outcome(
+        item.number, ItemState.SKIPPED, result, product_id=product.id, bytes=product.size
+    )
+    return NewItem(item.number, item.label, known=outcome)
+
+
 def _end(facility: Facility, job: JobEntry, owner: str, error: StorageManagerError) -> None:
     told = jobs.broken_off() if error.code in ("client_stalled", "incomplete_body") else error
     with contextlib.suppress(StorageManagerError):  # housekeeping does it otherwise
         jobs.received(facility, job.pk, owner, told)
 
 
-def _parts(facility: Facility, told: Iterable[NewItem | None]) -> Iterator[list[NewItem]]:
-    settings, most = facility.settings.jobs, _FIRST_ITEMS
-    part: list[NewItem] = []
-    size, written = 0, time.monotonic()
+def _parts(
+    facility: Facility,
+    principal: Principal,
+    kind: str,
+    options: Mapping[str, Any],
+    told: Iterable[NewItem | None],
+) -> Iterator[Sequence[NewItem]]:
+    """What is told, in parts that are written down each as a chunk."""
+    settings = facility.settings.jobs
+    for batch in _batches(told, settings.chunk_items):
+        items = batch
+        if kind == jobs.IMPORT:
+            items = _without_known(facility, principal, options, batch)
+        part: list[NewItem] = []
+        size = 0
+        for item in items:
+            part.append(item)
+            if item.known is None:
+                size += item.size if item.size is not None else settings.chunk_bytes // _UNKNOWN
+            if size >= settings.chunk_bytes:
+                yield part
+                part, size = [], 0
+        if part:
+            yield part
+
+
+def _batches(told: Iterable[NewItem | None], at_once: int) -> Iterator[list[NewItem]]:
+    """As many as are looked at together: few at first, and whatever has come for a while."""
+    most, written = _FIRST_ITEMS, time.monotonic()
+    batch: list[NewItem] = []
     for item in told:
         if item is not None:
-            part.append(item)
-            size += item.size if item.size is not None else settings.chunk_bytes // _UNKNOWN
+            batch.append(item)
         is_late = item is None and time.monotonic() - written >= _LONGEST_SECONDS
-        is_full = len(part) >= min(most, settings.chunk_items) or size >= settings.chunk_bytes
-        if part and (is_full or is_late):
-            yield part
-            part, size, written, most = [], 0, time.monotonic(), 2 * most
-    if part:
-        yield part
+        if batch and (is_late or len(batch) >= min(most, at_once)):
+            yield batch
+            batch, written, most = [], time.monotonic(), 2 * most
+    if batch:
+        yield batch
 
 
 def listed(entries: Iterable[object], read: Reader) -> Iterator[NewItem]:

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
     ColumnElement,
@@ -63,11 +63,15 @@ _TOLD = 5
 _PAGE = 500
 _LABEL = 300
 _DETAIL = 2000
+_ITEMS = cast("Table", Item.__table__)
 
 
 @dataclass(frozen=True, slots=True)
 class NewItem:
-    """An item as it is told: ``wanted`` is what the runner reads; with ``code`` it has failed."""
+    """An item as it is told: ``wanted`` is what the runner reads; with ``code`` it has failed.
+
+    ``known``: nothing need be done for it; its outcome.
+    """
 
     number: int
     label: str
@@ -75,6 +79,7 @@ class NewItem:
     size: int | None = None
     code: str | None = None
     detail: str | None = None
+    known: Outcome | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +218,7 @@ def append(
             raise LeaseLostError
         if job.cancelled:
             return False
-        good = [item for item in items if item.code is None]
+        good = [item for item in items if item.code is None and item.known is None]
         number = job.chunks + 1
         values: dict[str, Any] = {
             "received": job.received + len(items),
@@ -222,14 +227,18 @@ def append(
             "expected_bytes": job.expected_bytes + sum(item.size or 0 for item in good),
             "touched_at": now,
         }
-        bad = [_refused(item) for item in items if item.code is not None]
-        values |= _counted(job, bad)
+        ended = [
+            item.known or _refused(item) for item in items if item.known or item.code is not None
+        ]
+        values |= _counted(job, ended)
+        if job.started_at is None and any(item.known for item in items):
+            values["started_at"] = now
         session.execute(insert(Chunk).values(_chunk_row(job_pk, number, now, len(good))))
         sequences = {
-            outcome.number: job.sequence + place for place, outcome in enumerate(bad, start=1)
+            outcome.number: job.sequence + place for place, outcome in enumerate(ended, start=1)
         }
-        session.execute(
-            insert(Item),
+        session.connection().execute(
+            _ITEMS.insert(),
             [_item_row(job_pk, number, item, sequences.get(item.number), now) for item in items],
         )
         _set(session, job_pk, values)
@@ -258,20 +267,23 @@ def _chunk_row(
 def _item_row(
     job_pk: int, chunk: int, item: NewItem, sequence: int | None, now: datetime
 ) -> dict[str, Any]:
-    has_failed = item.code is not None
+    has_failed, known = item.code is not None, item.known
+    state = ItemState.FAILED if has_failed else ItemState.QUEUED
     return {
         "job_pk": job_pk,
         "number": item.number,
         "chunk": chunk,
-        "state": ItemState.FAILED if has_failed else ItemState.QUEUED,
-        "wanted": item.wanted,
+        "state": known.state if known else state,
+        "wanted": None if known else item.wanted,
         "label": _storable(item.label)[:_LABEL],
         "sequence": sequence,
+        "result": known.result if known else None,
         "code": item.code,
         "detail": _storable(item.detail)[:_DETAIL] if item.detail else None,
         "retryable": False if has_failed else None,
-        "bytes": 0,
-        "ended_at": now if has_failed else None,
+        "product_id": known.product_id if known else None,
+        "bytes": known.bytes if known else 0,
+        "ended_at": now if has_failed or known else None,
     }
 
 
@@ -467,30 +479,28 @@ def _write(session: Session, job: Any, outcomes: Sequence[Outcome], now: datetim
     """The outcomes of items; each gets the next number in the job's sequence."""
     if not outcomes:
         return
-    rows = [
-        {
-            "item": item.number,
-            "state": item.state,
-            "sequence": job.sequence + place,
-            "result": item.result,
-            "code": item.code,
-            "detail": _storable(item.detail)[:_DETAIL] if item.detail else None,
-            "retryable": item.retryable if item.state == ItemState.FAILED else None,
-            "product_id": item.product_id,
-            "bytes": item.bytes,
-        }
-        for place, item in enumerate(outcomes, start=1)
-    ]
-    table = Item.__table__
-    assert isinstance(table, Table)
-    of_item = table.update().where(table.c.job_pk == job.pk, table.c.number == bindparam("item"))
-    session.connection().execute(of_item.values(ended_at=now), rows)
-    ended = [item.number for item in outcomes if item.state != ItemState.FAILED]
-    if ended:  # what was asked for may hold signatures of URIs, and nobody needs it any more
-        session.execute(
-            update(Item).where(Item.job_pk == job.pk, Item.number.in_(ended)).values(wanted=None),
-            execution_options={"synchronize_session": False},
+    ended: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    for place, item in enumerate(outcomes, start=1):
+        (failed if item.state == ItemState.FAILED else ended).append(
+            {
+                "item": item.number,
+                "state": item.state,
+                "sequence": job.sequence + place,
+                "result": item.result,
+                "code": item.code,
+                "detail": _storable(item.detail)[:_DETAIL] if item.detail else None,
+                "retryable": item.retryable if item.state == ItemState.FAILED else None,
+                "product_id": item.product_id,
+                "bytes": item.bytes,
+            }
         )
+    mine = (_ITEMS.c.job_pk == job.pk, _ITEMS.c.number == bindparam("item"))
+    of_item = _ITEMS.update().where(*mine)
+    if failed:
+        session.connection().execute(of_item.values(ended_at=now), failed)
+    if ended:  # what was asked for may hold signatures of URIs, and nobody needs it any more
+        session.connection().execute(of_item.values(ended_at=now, wanted=None), ended)
 
 
 def _counted(job: Any, outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ with the next number says what it consists of then; its keys never change their 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 import uuid
@@ -79,10 +80,10 @@ from admin_api.errors import (
     Retained,
     StorageManagerError,
 )
-from admin_api.keys import check_key
+from admin_api.keys import check_key, join
 from admin_api.products.digests import list_digest
 from admin_api.products.names import directory_of, parse_name
-from admin_api.products.records import Statement
+from admin_api.products.records import DIRECTORY, Statement
 from admin_api.services import records
 from admin_api.services.access import Principal, Scope
 from admin_api.services.facility import Facility
@@ -97,12 +98,16 @@ _SWEPT_AT_ONCE = 500
 _KEYS_AT_ONCE = 5000
 #: So many keys are listed for each directory that would be looked at by a request of its own.
 _NEIGHBOURS = 20
+#: So many keys are looked through for each new directory before each is looked at by itself.
+_LISTED = 4
 #: Directories that are listed side by side.
 _SWEEPERS = 8
 #: Causes of attempts that came to nothing without anybody's fault; of one whose directory was
 #: ``TAKEN`` nothing lies there.
 _DUPLICATE = "duplicate"
 TAKEN = "directory taken"
+#: It is begun again, outside of its group.
+ALONE = "done alone"
 
 _TABLE = cast("Table", Product.__table__)
 _COLUMNS = tuple(_TABLE.c[item.key] for item in entries.PRODUCT)
@@ -122,6 +127,33 @@ def _move(
         .returning(*entries.PRODUCT)
         .execution_options(synchronize_session=False),
     )
+
+
+def _move_many(
+    session: Session,
+    attempts: Sequence[ProductEntry],
+    state: str,
+    values: Mapping[str, Any],
+) -> list[ProductEntry]:
+    """As ``_move``, for attempts in ``state`` of which nothing else can have changed.
+
+    Raises _NotPlainError unless all of them are moved.
+    """
+    moved = session.execute(
+        update(Product)
+        .where(
+            Product.pk.in_([attempt.pk for attempt in attempts]),
+            Product.attempt.in_([attempt.attempt for attempt in attempts]),
+            Product.state == state,
+        )
+        .values(touched_at=clock.now(), **values)
+        .returning(Product.pk, Product.touched_at)
+        .execution_options(synchronize_session=False)
+    ).all()
+    if len(moved) < len(attempts):
+        raise _NotPlainError
+    times = {row.pk: row.touched_at for row in moved}
+    return [replace(attempt, touched_at=times[attempt.pk], **values) for attempt in attempts]
 
 
 def _is(attempt: ProductEntry, *states: str) -> list[ColumnElement[bool]]:
@@ -151,7 +183,7 @@ def _give_up(
         [Product.state == State.RECEIVING, *where],
         {"state": State.REMOVING, "removed_by": actor.subject, "removed_cause": cause},
     )
-    if cause not in (_DUPLICATE, TAKEN):
+    if cause not in (_DUPLICATE, TAKEN, ALONE):
         events.append(
             session, actor, [Happening("ingest.failed", item, {"cause": cause}) for item in found]
         )
@@ -359,9 +391,98 @@ def _row(
         "created_at": now,
         "touched_at": now,
         "retention_until": wish.retention_until,
-        "attempt": f"{wish.mark or ''}{uuid.uuid4().hex}",
+        "attempt": f"{wish.mark or ''}{f'@{wish.group}' if wish.group else uuid.uuid4().hex}",
         "recorded": 0,
     }
+
+
+def begin_many(
+    facility: Facility, principal: Principal, wishes: Sequence[Wish]
+) -> list[ProductEntry | None]:
+    """Begin attempts of one group, each by a mark and a name of its own, in one transaction.
+
+    None for each that is not plain: a product has or had its name, another attempt at it is about
+    to commit, something lies in its directory, the policy has to be asked.  Those are to be begun
+    one by one.  Raises what store and catalog raise.
+    """
+    storage = facility.settings.storage
+    asked = [
+        _Beginning(
+            principal,
+            wish,
+            directory_of(wish.name, storage.key_template, storage.unsorted_template),
+            compare=False,
+        )
+        for wish in wishes
+    ]
+    for mount in {facility.storage.mount_of(f"{one.base}/") for one in asked}:
+        facility.storage.require_at(join(mount, DIRECTORY))
+    # In this order, as everybody else's: two who begin the same products do not wait for each
+    # other crosswise.
+    asked.sort(key=lambda one: one.wish.name)
+    begun: dict[str, ProductEntry] = {}
+    with contextlib.suppress(IntegrityError), facility.catalog.writing() as session:
+        names = [one.wish.name for one in asked]
+        known = set(
+            session.scalars(
+                select(Product.name).where(
+                    Product.name.in_(names),
+                    or_(Product.available_at.is_not(None), Product.state == State.COMMITTING),
+                )
+            )
+        )
+        plain = [one for one in asked if one.wish.name not in known]
+        begun = {attempt.name: attempt for attempt in _reserve(session, plain, {})}
+    return [begun.get(wish.name) for wish in wishes]
+
+
+def leave_taken(
+    facility: Facility, principal: Principal, attempts: Sequence[ProductEntry]
+) -> set[int]:
+    """Give up those attempts in whose directories something lies already; returns their rows.
+
+    The store knows these generations and the catalog does not: those objects are left alone.
+    """
+    taken = _taken(facility, attempts)
+    if taken:
+        with facility.catalog.writing() as session:
+            _give_up(session, [Product.pk.in_(taken)], principal.actor, TAKEN)
+            for pk in taken:
+                _bury(session, pk, 0)
+    return taken
+
+
+def _taken(facility: Facility, attempts: Sequence[ProductEntry]) -> set[int]:
+    """The rows of attempts whose directories are not empty; buckets are asked for many at once."""
+    by_parent: dict[str, dict[str, int]] = {}
+    taken: set[int] = set()
+    asked: list[ProductEntry] = []
+    for attempt in attempts:
+        if facility.storage.bucket(records.mount_path(facility, attempt)) is None:
+            if _is_taken(facility, attempt.directory):
+                taken.add(attempt.pk)
+            continue
+        asked.append(attempt)
+        parent, _, name = attempt.directory.rpartition("/")
+        by_parent.setdefault(parent, {})[name] = attempt.pk
+    known: set[str] = set()
+    for parent, inner in by_parent.items():
+        if not parent or len(inner) == 1:
+            continue
+        most = _LISTED * len(inner)
+        names = [
+            stat.key[len(parent) + 1 :].partition("/")[0]
+            for stat in itertools.islice(facility.storage.list(parent), most)
+        ]
+        taken |= {inner[name] for name in names if name in inner}
+        if len(names) < most:
+            known.add(parent)
+    left = [one for one in asked if one.directory.rpartition("/")[0] not in known]
+    if left:
+        with ThreadPoolExecutor(_SWEEPERS, thread_name_prefix="look") as pool:
+            found = pool.map(lambda one: _is_taken(facility, one.directory), left)
+            taken |= {one.pk for one, is_taken in zip(left, found, strict=True) if is_taken}
+    return taken
 
 
 def _next_generation(session: Session, name: str) -> int:
@@ -481,7 +602,7 @@ def _is_taken(facility: Facility, directory: str) -> bool:
 
 
 def _available_of(session: Session, names: Sequence[str]) -> dict[str, ProductEntry]:
-    query = entries.products().where(Product.name.in_(names), Product.state == State.AVAILABLE)
+    query = entries.products().where(Product.name.in_(names), entries.is_available())
     return {product.name: product for product in entries.all_of(ProductEntry, session, query)}
 
 
@@ -489,7 +610,7 @@ def _available(session: Session, name: str) -> ProductEntry | None:
     return entries.first_of(
         ProductEntry,
         session,
-        entries.products().where(Product.name == name, Product.state == State.AVAILABLE),
+        entries.products().where(Product.name == name, entries.is_available()),
     )
 
 
@@ -570,6 +691,57 @@ class _Claiming:
     digest: str
 
 
+def commit_many(
+    facility: Facility,
+    actor: Actor,
+    group: str,
+    received: Sequence[tuple[ProductEntry, Sequence[FileEntry], str]],
+) -> dict[int, ProductEntry]:
+    """Make the products of a group exist, all by one record; returns them by their rows.
+
+    ``received`` are attempts with their files, durable in the store, and the digests of their
+    lists.  What is not returned was not committed, or nobody can say yet; the next attempt at the
+    name finds out.  Raises what the catalog raises.
+    """
+    asked = [_Claiming(attempt, files, digest) for attempt, files, digest in received]
+    claimed = [product for product in _claim_all(facility, asked) if product is not None]
+    files_of = {attempt.pk: files for attempt, files, _ in received}
+    by_mount: dict[str, list[ProductEntry]] = {}
+    for product in claimed:
+        by_mount.setdefault(records.mount_path(facility, product), []).append(product)
+    committed: dict[int, ProductEntry] = {}
+    for mount, products in by_mount.items():
+        statements = [
+            records.describe(facility, product, files_of[product.pk], 1).model_copy(
+                update={"available_at": product.touched_at}
+            )
+            for product in products
+        ]
+        try:
+            records.write_group(facility, mount, group, statements)
+        except StorageManagerError:
+            log.exception("record of a group not written or not confirmed", extra={"group": group})
+            committed |= _settled(facility, products)
+            continue
+        promotions = [_Promoting(product, actor, product.touched_at) for product in products]
+        promoted = _promote_all(facility, promotions)
+        for product, is_promoted in zip(products, promoted, strict=True):
+            if not is_promoted:
+                promote(facility, product, actor, product.touched_at)
+            committed[product.pk] = product
+    return committed
+
+
+def _settled(facility: Facility, products: Sequence[ProductEntry]) -> dict[int, ProductEntry]:
+    """Those of a group that exist after all; of what cannot be found out now nothing is said."""
+    found: dict[int, ProductEntry] = {}
+    for product in products:
+        with contextlib.suppress(StorageManagerError):
+            if settle(facility, product):
+                found[product.pk] = product
+    return found
+
+
 class _NotPlainError(Exception):
     """One of the claims needs a decision of its own; undoes the transaction."""
 
@@ -597,17 +769,14 @@ def _claim_all(facility: Facility, asked: Sequence[_Claiming]) -> Sequence[Produ
 
 def _enter_commits(session: Session, asked: Sequence[_Claiming]) -> dict[int, ProductEntry]:
     by_pk = {one.attempt.pk: one for one in asked}
-    claimed = _move(
+    claimed = _move_many(
         session,
-        [
-            Product.pk.in_(by_pk),
-            Product.attempt.in_([one.attempt.attempt for one in asked]),
-            Product.state == State.RECEIVING,
-        ],
+        [one.attempt for one in asked],
+        State.RECEIVING,
         {"state": State.COMMITTING, "number": 1},
     )
     known = select(File.product_pk).where(File.product_pk.in_(by_pk)).limit(1)
-    if len(claimed) < len(asked) or session.scalars(known).first() is not None:
+    if session.scalars(known).first() is not None:
         raise _NotPlainError
     # In this order, as ``_claim``: who has the place in the commit rules over the name.
     if _last_existing(session, [one.attempt.name for one in asked]):
@@ -838,22 +1007,14 @@ def _promote_all(facility: Facility, asked: Sequence[_Promoting]) -> Sequence[bo
 def _promote_in(session: Session, asked: Sequence[_Promoting]) -> set[int]:
     if _available_of(session, [one.attempt.name for one in asked]):
         raise _NotPlainError
-    times: dict[int, dict[str, Any]] = {
-        one.attempt.pk: {"available_at": one.available_at} for one in asked
-    }
-    moved = _move(
-        session,
-        [
-            Product.pk.in_(times),
-            Product.attempt.in_([one.attempt.attempt for one in asked]),
-            Product.state == State.COMMITTING,
-        ],
-        {"state": State.AVAILABLE, "number": 1, "recorded": 1},
-    )
-    if len(moved) < len(asked):
-        raise _NotPlainError
-    _set_each(session, times)
-    promoted = [replace(product, **times[product.pk]) for product in moved]
+    promoted: list[ProductEntry] = []
+    for time_ in dict.fromkeys(one.available_at for one in asked):
+        promoted += _move_many(
+            session,
+            [one.attempt for one in asked if one.available_at == time_],
+            State.COMMITTING,
+            {"state": State.AVAILABLE, "number": 1, "recorded": 1, "available_at": time_},
+        )
     usage.come(session, promoted)
     actors = {one.attempt.pk: one.actor for one in asked}
     for actor in dict.fromkeys(actors.values()):

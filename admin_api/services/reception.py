@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -193,12 +193,16 @@ class _Attempting(Reception):
         """For what lasts longer than this reception: alive, and not discarded at an error."""
         return self._resources
 
-    def commit(self) -> Outcome:
+    def ready(self) -> tuple[list[FileEntry], str]:
+        """What is to be committed: all files, and the digest of their list.
+
+        Raises ManifestMismatch, and ProductExists where other content is to stay.
+        """
         digest = self._list_digest()
         if self.wish.level.includes(Level.MANIFEST):
             lifecycle.refuse_other(self.facility, self.principal, self.wish, digest)
             _verify_manifest(self, self.contents.files)
-        files = [
+        return [
             FileEntry(
                 self.attempt.pk,
                 path,
@@ -208,7 +212,10 @@ class _Attempting(Reception):
                 item.key,
             )
             for path, item in sorted(self.contents.files.items())
-        ]
+        ], digest
+
+    def commit(self) -> Outcome:
+        files, digest = self.ready()
         try:
             done = lifecycle.commit(
                 self.facility,
@@ -241,13 +248,25 @@ class _Attempting(Reception):
 class Storing(_Attempting):
     """The bytes are copied into the store."""
 
+    def __init__(
+        self,
+        facility: Facility,
+        principal: Principal,
+        wish: Wish,
+        attempt: ProductEntry,
+        put: Callable[[str, Iterator[bytes], int | None], object] | None = None,
+    ) -> None:
+        """``put`` writes files, if it is not the store that does (``storage/gathering.py``)."""
+        super().__init__(facility, principal, wish, attempt)
+        self._put = put or facility.storage.put
+
     def _take(
         self, path: str, chunks: Iterator[bytes], expected: Expected, digester: Digester
     ) -> str:
         key = check_key(join(self.attempt.directory, path))
         self.written.append(key)
         try:
-            self.facility.storage.put(key, chunks, expected.size)
+            self._put(key, chunks, expected.size)
         except AlreadyExists:
             self.written.remove(key)  # somebody else's bytes, not ours to take away
             raise
@@ -284,7 +303,7 @@ def begin(facility: Facility, principal: Principal, wish: Wish) -> Storing | Com
     Raises InvalidKey for names, InvalidRequest for a retention too far ahead, ProductExists,
     Held, Retained and Forbidden where another product has the name and stays.
     """
-    _check(facility, principal, wish)
+    check(facility, principal, wish)
     row = lifecycle.begin(facility, principal, wish, compare=True)
     if row.state == State.AVAILABLE:
         return Comparing(facility, principal, wish, row)
@@ -293,7 +312,7 @@ def begin(facility: Facility, principal: Principal, wish: Wish) -> Storing | Com
 
 def begin_lasting(facility: Facility, principal: Principal, wish: Wish) -> ProductEntry:
     """Begin an attempt that outlives this request (an upload session); errors as ``begin``."""
-    _check(facility, principal, wish)
+    check(facility, principal, wish)
     return lifecycle.begin(facility, principal, wish)
 
 
@@ -313,13 +332,14 @@ def register(
     facility: Facility, principal: Principal, wish: Wish, keys: Mapping[str, str]
 ) -> Registering:
     """Begin to take in files that are in the store: ``keys`` by their paths in the product."""
-    _check(facility, principal, wish)
+    check(facility, principal, wish)
     attempt = lifecycle.begin(facility, principal, wish)
     kept = {kept_path(facility, path): key for path, key in keys.items()}
     return Registering(facility, principal, wish, attempt, kept)
 
 
-def _check(facility: Facility, principal: Principal, wish: Wish) -> None:
+def check(facility: Facility, principal: Principal, wish: Wish) -> None:
+    """Raise InvalidKey for names and ids that are none, InvalidRequest for the retention."""
     check_name(wish.name)
     if wish.product_id is not None:
         check_id(wish.product_id)

@@ -27,9 +27,9 @@ from sqlalchemy.orm import Session
 from admin_api.catalog import entries, usage
 from admin_api.catalog.entries import ProductEntry
 from admin_api.catalog.models import File, Product, State
-from admin_api.errors import InvalidKey, NotFound
+from admin_api.errors import InvalidKey, NotFound, StorageManagerError, UnreadableRecord
 from admin_api.keys import RESERVED, beneath, check_key, join
-from admin_api.products.records import Statement, record_key
+from admin_api.products.records import Statement
 from admin_api.services import records
 from admin_api.services.access import Principal
 from admin_api.services.facility import Facility
@@ -391,13 +391,29 @@ def _without_record(facility: Facility, histories: Histories, begun: datetime) -
         for row in page:
             if histories.has(row.name, row.generation, row.id, row.recorded):
                 continue
-            inner = record_key(row.id, row.name, row.generation, row.recorded)
-            key = join(records.mount_path(facility, row), inner)
-            with contextlib.suppress(NotFound):
-                facility.storage.stat(key)  # written meanwhile, or told of as unreadable
-                continue
+            sought = records.describe(facility, row, (), row.recorded, "void")
+            mount = records.mount_path(facility, row)
+            key = records.key_of(mount, sought)
+            if _has_record(facility, mount, sought):
+                continue  # written meanwhile, or told of as unreadable
             reason = f"statement {row.recorded} about the product is gone"
             yield Finding("record_missing", key, 0, row.id, row.mission, reason)
         if len(page) < _PAGE:
             return
         after = page[-1].pk
+
+
+def _has_record(facility: Facility, mount: str, sought: Statement) -> bool:
+    """Whether the record is there; one of many products must say something of this one."""
+    if not records.is_shared(mount, sought):
+        with contextlib.suppress(NotFound):
+            facility.storage.stat(records.key_of(mount, sought))
+            return True
+        return False
+    try:
+        records.read(facility, mount, sought)
+    except (NotFound, UnreadableRecord):
+        return False
+    except StorageManagerError:
+        pass  # it cannot be read now, which was told of the whole of it
+    return True

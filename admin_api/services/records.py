@@ -34,6 +34,8 @@ from admin_api.products.records import (
     RecordedFile,
     Statement,
     bulk_key,
+    group_key,
+    group_of,
     parse_records,
     record_key,
     refusal,
@@ -143,6 +145,21 @@ def write_removals(facility: Facility, mount: str, statements: Sequence[Statemen
     put_bytes(facility.storage, join(mount, bulk_key(uuid.uuid4().hex)), b"".join(lines))
 
 
+def write_group(
+    facility: Facility, mount: str, group: str, statements: Sequence[Statement]
+) -> None:
+    """Write the statements that the products of a group exist, all in one object.
+
+    Its key is the group's, so a ``void`` of any of them is put in the same place (``key_of``): the
+    store decides once for all of them.  Raises AlreadyExists, TooLarge and InvalidRequest.
+    """
+    lines = [
+        _line(facility, mount, item.model_copy(update={"together": len(statements)}))
+        for item in statements
+    ]
+    put_bytes(facility.storage, join(mount, group_key(group)), b"".join(lines))
+
+
 def _line(facility: Facility, mount: str, statement: Statement) -> bytes:
     line = statement.line()
     if len(line) > MAX_LINE_BYTES:
@@ -180,18 +197,37 @@ def write_next(facility: Facility, mount: str, statement: Statement) -> Statemen
 def read(facility: Facility, mount: str, statement: Statement) -> Statement:
     """The statement that is in the store under the number of ``statement``.
 
-    Raises UnreadableRecord where the record is damaged, and what the store raises.
+    Raises UnreadableRecord where the record is damaged, NotFound where it is that of a group and
+    says nothing of the product, and what the store raises.
     """
-    key = key_of(mount, statement)
+    key, is_one_of_many = key_of(mount, statement), is_shared(mount, statement)
+    unreadable: Unreadable | None = None
     for item in _parse(facility, mount, key, facility.storage.open(key)):
         if isinstance(item, Unreadable):
-            raise UnreadableRecord(f"The record {key!r} cannot be used: {item.reason}.")
-        return item.statement
-    raise AssertionError("unreachable")
+            unreadable = item
+        elif not is_one_of_many or item.statement.attempt == statement.attempt:
+            return item.statement
+    if unreadable is not None:
+        raise UnreadableRecord(f"The record {key!r} cannot be used: {unreadable.reason}.")
+    raise NotFound(f"The record {key!r} says nothing of {statement.name!r}.")
 
 
 def key_of(mount: str, statement: Statement) -> str:
-    """Where ``statement`` lies in the namespace."""
+    """Where ``statement`` lies in the namespace.
+
+    The first statement about a product that was committed with others lies in the record of their
+    group, and so does the one that the commit did not happen.
+    """
+    group = group_of(statement.attempt) if statement.number == 1 else None
+    return join(mount, group_key(group)) if group else _own_key(mount, statement)
+
+
+def is_shared(mount: str, statement: Statement) -> bool:
+    """Whether the statement lies in a record that says of other products, too."""
+    return key_of(mount, statement) != _own_key(mount, statement)
+
+
+def _own_key(mount: str, statement: Statement) -> str:
     return join(
         mount,
         record_key(statement.id, statement.name, statement.generation, statement.number),
@@ -254,12 +290,14 @@ def _parse(
     facility: Facility, mount: str, key: str, chunks: Iterable[bytes]
 ) -> Iterator[Found | Unreadable]:
     """The statements of one object, and at its end what is wrong with it, in one sentence."""
-    first, more = "", 0
+    first, more, count, together = "", 0, 0, 0
     for item in parse_records(chunks):
+        count += 1
         if isinstance(item, Flaw):
             place, reason = f"line {item.line} " if item.line else "", item.reason
         else:
             line, statement = item
+            together = max(together, statement.together or 0)
             misplaced = _misplaced(facility, mount, statement)
             if misplaced is None:
                 yield Found(mount, key, line, statement)
@@ -269,6 +307,8 @@ def _parse(
             more += 1
         else:
             first = place + reason
+    if count < together:
+        first, more = first or f"is cut: it has {count} of {together} lines", more + bool(first)
     if first:
         also = f" (and so with {more} more lines)" if more else ""
         yield Unreadable(key, first + also, _subject(mount, key))

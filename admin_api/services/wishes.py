@@ -52,6 +52,8 @@ class Wish:
     registered_in: str | None = None
     #: What the mark of the attempt begins with: its product is known again by it.
     mark: str | None = None
+    #: With these others it is committed: the last part of the mark, which must tell it from them.
+    group: str | None = None
     #: Directory that the product is to have, where the caller's own form of paths says so.
     directory: str | None = None
 

@@ -184,6 +184,10 @@ class AlluxioStorage:
             while directory and self.cluster.forget_empty_directory(directory):
                 directory = directory.rpartition("/")[0]
 
+    def make_known(self, keys: Sequence[str]) -> None:
+        """Have the cluster look at keys that were written beneath it."""
+        self._make_known(keys, self.cluster.sync)
+
     def _make_known(self, keys: Sequence[str], tell: Callable[[str], None]) -> None:
         """Tell the cluster, now or (``tell_again``) later: it never looks by itself."""
         visible = [key for key in keys if not _hidden(key)]

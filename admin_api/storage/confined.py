@@ -27,23 +27,29 @@ def directory(root: Path | int, parts: Sequence[str], create: bool = False) -> I
     try:
         for part in parts:
             try:
-                inner = os.open(part, _DIRECTORY, dir_fd=fd)
+                inner = enter(fd, part)
             except FileNotFoundError:
                 if not create:
                     raise
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(part, 0o755, dir_fd=fd)
                     os.fsync(fd)
-                inner = os.open(part, _DIRECTORY, dir_fd=fd)
-            except OSError as error:
-                if error.errno == errno.ELOOP:  # O_NOFOLLOW met a symbolic link
-                    raise NotADirectoryError(errno.ENOTDIR, "symbolic link", part) from error
-                raise
+                inner = enter(fd, part)
             os.close(fd)
             fd = inner
         yield fd
     finally:
         os.close(fd)
+
+
+def enter(parent: int, name: str) -> int:
+    """The descriptor of the directory ``name`` in the directory ``parent``; errors as above."""
+    try:
+        return os.open(name, _DIRECTORY, dir_fd=parent)
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # O_NOFOLLOW met a symbolic link
+            raise NotADirectoryError(errno.ENOTDIR, "symbolic link", name) from error
+        raise
 
 
 def open_root(root: Path) -> int:

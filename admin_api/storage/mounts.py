@@ -163,6 +163,10 @@ class Mounts:
             self.require(resolved[0])
         return resolved
 
+    def admitted(self, key: str) -> tuple[str, Storage, str]:
+        """Path and store of the mount that is to be written to, and the key in it."""
+        return self._admitted(key, to_change=True)
+
     @contextlib.contextmanager
     def _missing_told(self, path: str) -> Iterator[None]:
         """What is missing in a store that is not the expected one is not missing."""

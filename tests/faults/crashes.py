@@ -5,7 +5,7 @@ requests of the S3 store, transactions of the catalog) or takes a piece of paylo
 killed before each (which is after the one before it).  Every operation runs in a forked child, and so does every look at
 what it left, so that each begins as a fresh process does.
 
-    python -m tests.faults.crashes DIRECTORY (posix | S3-BACKEND-JSON) (ingest | replace | remove | upload) [POSTGRESQL-JSON]
+    python -m tests.faults.crashes DIRECTORY (posix | S3-BACKEND-JSON) (ingest | replace | remove | upload | import) [POSTGRESQL-JSON]
     python -m tests.faults.crashes beside SETTINGS INBOX (replace | remove)
 
 Afterwards two housekeepers clear up at the same time, in processes of their own, until failed
@@ -23,6 +23,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -37,10 +38,20 @@ from admin_api.catalog.models import Product, State
 from admin_api.catalog.queries import ProductFilter
 from admin_api.errors import SizeMismatch
 from admin_api.products.digests import Digester
-from admin_api.services import housekeeping, listing, rebuilding, removal, uploads
+from admin_api.services import (
+    bulk,
+    housekeeping,
+    intake,
+    jobs,
+    listing,
+    rebuilding,
+    removal,
+    uploads,
+)
 from admin_api.services.access import Principal
 from admin_api.services.facility import Facility, open_facility
 from admin_api.services.ingest import Order, ingest
+from admin_api.services.jobs import JobFilter, NewItem
 from admin_api.services.wishes import Expected, Level, Policy, Wish
 from admin_api.settings import HousekeepingSettings, Settings, load
 from admin_api.storage.multipart import MultipartUpload
@@ -71,10 +82,15 @@ class Steps:
         return stepping
 
     def install(self) -> None:
-        from admin_api.storage import confined, posix
+        from admin_api.storage import confined, gathering, posix
 
+        class Library:
+            syncfs = staticmethod(self.before(gathering._libc.syncfs))
+            statfs = gathering._libc.statfs
+
+        gathering._libc = Library
         # Only the store's own calls: its modules get a copy of ``os`` of their own.
-        for module in (confined, posix):
+        for module in (confined, gathering, posix):
             own = type(os)("os")
             own.__dict__.update(vars(os))
             for name in SYSTEM_CALLS:
@@ -149,6 +165,10 @@ class Scene:
             in_parts = self.settings.profile == "s3"
             make_s1(inbox, size=(8 << 20) + 1000 if in_parts else 100_000)
             return
+        if self.operation == "import":
+            for number in range(3):
+                write_random(inbox / f"p{number}.bin", 20_000, seed=number)
+            return
         path = make_s5p(inbox, size=100_000)
         if self.operation in ("replace", "remove"):
             self.act(self.facility(), "ingest")
@@ -168,6 +188,14 @@ class Scene:
             data = self.source.read_bytes()
             pieces = (data[at : at + 30_000] for at in range(0, len(data), 30_000))
             uploads.receive(facility, OPERATOR, Wish(name), pieces, Expected(len(data)), None)
+            return
+        if operation == "import":
+            paths = sorted((self.directory / "inbox").iterdir())
+            told = [
+                NewItem(n, p.name, {"source": p.as_uri()}) for n, p in enumerate(paths, start=1)
+            ]
+            intake.receive(facility, OPERATOR, jobs.IMPORT, {}, told)
+            bulk.work(facility, threading.Event())
             return
         policy = Policy.REPLACE if operation == "replace" else Policy.SKIP
         wish = Wish("", policy=policy, level=Level.MANIFEST)
@@ -198,10 +226,17 @@ class Scene:
         self.check_whole(facility)
         self.check_no_orphans(facility)
         available = self.available(facility)
-        assert len(available) == (0 if self.operation == "remove" else 1), available
+        expected = {"remove": 0, "import": 3}.get(self.operation, 1)
+        assert len(available) == expected, available
         if self.operation != "remove":
-            found = self.digests(facility, available[0].id)
+            found = {}
+            for product in available:
+                found |= self.digests(facility, product.id)
             assert found == self.sources(), "the product is not that of the last request"
+        if self.operation == "import":
+            for report in jobs.find(facility, OPERATOR, JobFilter(), None, 100)[0]:
+                assert report.job.ended_at is not None, "a job has not ended"
+                assert (report.job.failed, report.job.open) == (0, 0), report.job
         before = {(item.id, item.generation, item.list_digest) for item in available}
         self.act(facility, self.operation)
         after = {(item.id, item.generation, item.list_digest) for item in self.available(facility)}
@@ -241,11 +276,14 @@ class Scene:
 
     def sources(self) -> dict[str, str]:
         source = self.source
-        paths = [source] if source.is_file() else [p for p in source.rglob("*") if p.is_file()]
-        names = {
-            path: source.name if path == source else path.relative_to(source).as_posix()
-            for path in paths
-        }
+        if self.operation == "import":
+            names = {path: path.name for path in (self.directory / "inbox").iterdir()}
+        else:
+            paths = [source] if source.is_file() else [p for p in source.rglob("*") if p.is_file()]
+            names = {
+                path: source.name if path == source else path.relative_to(source).as_posix()
+                for path in paths
+            }
         return {name: hashlib.sha256(path.read_bytes()).hexdigest() for path, name in names.items()}
 
     def check_whole(self, facility: Facility) -> None:

@@ -32,6 +32,8 @@ from tests.support.servers import ROOT, Service, wait_until
         ("posix-sqlite", "upload"),
         ("posix-sqlite", "replace"),
         ("posix-sqlite", "remove"),
+        ("posix-sqlite", "import"),
+        ("s3-postgresql", "import"),
         ("s3-sqlite", "ingest"),
         ("s3-postgresql", "upload"),
         ("s3-postgresql", "replace"),

@@ -13,11 +13,15 @@ _CHUNK = 64 << 10
 
 
 class Slowness:
-    """Bytes per second of every answer; None: as fast as it goes.  Counts what has passed."""
+    """Bytes per second of every answer; None: as fast as it goes.  Counts what has passed.
+
+    With a lock as ``link`` all answers share the rate.
+    """
 
     def __init__(self) -> None:
         self.rate: int | None = None
         self.passed = 0
+        self.link: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -32,7 +36,8 @@ def slow_proxy(endpoint: str) -> Iterator[tuple[str, Slowness]]:
                 if is_answer:
                     slowness.passed += len(data)
                     if slowness.rate is not None:
-                        time.sleep(len(data) / slowness.rate)
+                        with slowness.link:
+                            time.sleep(len(data) / slowness.rate)
                 target.sendall(data)
         for end in (source, target):
             with contextlib.suppress(OSError):
