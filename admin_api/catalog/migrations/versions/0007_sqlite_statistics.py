@@ -6,6 +6,7 @@ names or for an id, and all items of a job for those of a chunk.  PostgreSQL kee
 """
 
 from alembic import op
+from sqlalchemy import text
 
 revision = "0007"
 down_revision = "0006"
@@ -28,6 +29,11 @@ def upgrade() -> None:
     op.execute("ANALYZE sqlite_schema")  # makes the table of statistics if there is none
     op.execute("ANALYZE product")
     op.execute("DELETE FROM sqlite_stat1")
-    for (table, index), statistics in _STATISTICS.items():
-        op.execute(f"INSERT INTO sqlite_stat1 VALUES ('{table}', '{index}', '{statistics}')")  # noqa: S608
+    op.get_bind().execute(
+        text("INSERT INTO sqlite_stat1 VALUES (:table, :index, :statistics)"),
+        [
+            {"table": table, "index": index, "statistics": statistics}
+            for (table, index), statistics in _STATISTICS.items()
+        ],
+    )
     op.execute("ANALYZE sqlite_schema")  # has them read
