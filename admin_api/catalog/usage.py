@@ -1,6 +1,6 @@
 """How much is available of each mission and type: sums that are kept, so that nobody has to count.
 
-Written in the transaction of each transition (``services/lifecycle.py``), so that they are never
+Written in the transaction of each transition (``services/lifecycle/``), so that they are never
 behind; recounted by ``rebuild`` and compared with the products by ``reconcile``.  They tell the
 listings as well which types there are, and how long the longest of their products was sensed.
 """

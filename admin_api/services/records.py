@@ -6,6 +6,7 @@ and by reconciliation (through ``histories.py``).
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import uuid
@@ -210,6 +211,24 @@ def read(facility: Facility, mount: str, statement: Statement) -> Statement:
     if unreadable is not None:
         raise UnreadableRecord(f"The record {key!r} cannot be used: {unreadable.reason}.")
     raise NotFound(f"The record {key!r} says nothing of {statement.name!r}.")
+
+
+def of_attempt(facility: Facility, attempt: ProductEntry) -> Statement | None:
+    """The record that says that there is a product, be it under other numbers by now."""
+    sought = describe(facility, attempt, (), 1, "void")
+    mount = mount_path(facility, attempt)
+    with contextlib.suppress(NotFound):
+        found = read(facility, mount, sought)
+        if found.moved_to is not None and found.attempt == attempt.attempt:
+            product_id, generation = found.moved_to
+            found = read(
+                facility,
+                mount,
+                sought.model_copy(update={"id": product_id, "generation": generation}),
+            )
+        if found.state == "available":
+            return found
+    return None
 
 
 def key_of(mount: str, statement: Statement) -> str:

@@ -1,6 +1,6 @@
 """Removing products, keeping them, and removing what is due: who asks, and for what.
 
-What happens to a product then is ``services/lifecycle.py``'s.  Nothing that is held or still
+What happens to a product then is ``services/lifecycle/``'s.  Nothing that is held or still
 retained goes (promise I11).  Called by the web layer and by ``bulk.py``.
 """
 

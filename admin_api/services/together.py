@@ -1,7 +1,7 @@
 """Things that come at once are done together: group commit for the transactions of ingests.
 
 While a transaction runs, those who want the same wait and are all done in the next one.  Nobody
-waits for company: who comes alone is served at once.  Called by ``lifecycle.py``.
+waits for company: who comes alone is served at once.  Called by ``lifecycle``.
 """
 
 from __future__ import annotations

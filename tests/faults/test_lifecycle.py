@@ -229,7 +229,7 @@ def test_a_commit_after_the_look_at_the_store_keeps_its_bytes_though_the_attempt
         send(embedded, operator, upload, "late", b"acknowledged")
         return uploads.commit(embedded, operator, upload).product.id
 
-    done = meanwhile(monkeypatch, lifecycle, "_give_up", commit)
+    done = meanwhile(monkeypatch, lifecycle.transitions, "give_up", commit)
     housekeeping.clean(restored)
     for _ in rebuilding.rebuild(restored):
         pass
@@ -249,7 +249,7 @@ def test_a_housekeeper_that_is_late_sweeps_no_product_that_came_meanwhile(
         lifecycle.forget(either, *_long_from_now(either))
         made.append(put(either, operator, "again", b"acknowledged"))
 
-    meanwhile(monkeypatch, lifecycle, "_clear", other)
+    meanwhile(monkeypatch, lifecycle.removing, "clear", other)
     lifecycle.forget(either, *_long_from_now(either))
     assert made[0].generation == 2
     assert content(either, operator, made[0].id) == b"acknowledged"
@@ -266,7 +266,7 @@ def test_a_failed_attempt_that_turned_out_to_be_a_product_meanwhile_is_not_forgo
         with either.catalog.writing() as session:
             session.execute(update(Product).where(Product.name == "again").values(**values))
 
-    meanwhile(monkeypatch, lifecycle, "_clear", taken_in)
+    meanwhile(monkeypatch, lifecycle.removing, "clear", taken_in)
     assert lifecycle.forget(either, *_long_from_now(either)) == 0
     assert [row.state for row in rows(either, "again")] == ["available"]
 
@@ -278,7 +278,7 @@ def test_an_attempt_that_gives_a_sign_of_life_after_the_look_is_not_given_up(
         yield b"a"
         (row,) = rows(either, "slow")
         stale = row.touched_at + real_datetime.timedelta(microseconds=1)
-        meanwhile(monkeypatch, lifecycle, "take_in", either.heartbeat.beat)
+        meanwhile(monkeypatch, lifecycle.settling, "take_in", either.heartbeat.beat)
         assert not lifecycle.expire(either, row, "no sign of life", stale)
         yield b"b"
 
@@ -404,7 +404,7 @@ def test_a_product_about_to_be_replaced_cannot_be_held_any_more(
             )
         return True
 
-    done = meanwhile(monkeypatch, lifecycle, "promote", hold)
+    done = meanwhile(monkeypatch, lifecycle.promoting, "promote", hold)
     newer = put(either, operator, "replaced", b"new", policy=Policy.REPLACE)
     assert done == [True]
     assert content(either, operator, newer.id) == b"new"
@@ -924,10 +924,10 @@ def test_a_catalog_that_fails_once_between_record_and_promotion_costs_no_bytes(
     promote = lifecycle.promote
 
     def away(*_args, **_kwargs):
-        monkeypatch.setattr(lifecycle, "promote", promote)
+        monkeypatch.setattr(lifecycle.promoting, "promote", promote)
         raise CatalogUnavailable("The catalog database cannot be reached or written now.")
 
-    monkeypatch.setattr(lifecycle, "promote", away)
+    monkeypatch.setattr(lifecycle.promoting, "promote", away)
     with pytest.raises(CatalogUnavailable):
         put(either, operator, "unlucky", b"recorded")
     housekeeping.clean(either)
@@ -943,11 +943,11 @@ def test_a_catalog_that_is_away_once_while_a_product_is_replaced_loses_neither(
     promote = lifecycle.promote
 
     def away(*args, **kwargs):
-        monkeypatch.setattr(lifecycle, "promote", promote)
+        monkeypatch.setattr(lifecycle.promoting, "promote", promote)
         promote(*args, **kwargs)
         raise CatalogUnavailable("The catalog database cannot be reached or written now.")
 
-    monkeypatch.setattr(lifecycle, "promote", away)
+    monkeypatch.setattr(lifecycle.promoting, "promote", away)
     with pytest.raises(CatalogUnavailable):
         put(either, operator, "twice", b"second", policy=Policy.REPLACE)
     housekeeping.clean(either)
