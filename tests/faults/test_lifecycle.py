@@ -312,7 +312,7 @@ def test_two_housekeepers_that_finish_one_removal_write_one_record(
     product = put(either, operator, "removed-once", b"x")
     meanwhile(
         monkeypatch,
-        lifecycle,
+        lifecycle.removing,
         "_record_removal",
         lambda: lifecycle.finish(either, product.pk),
     )
@@ -445,8 +445,7 @@ def test_a_product_held_while_its_replacement_was_on_its_way_is_not_replaced(
     sqlite = either.settings.catalog.url.startswith("sqlite")
     meanwhile(
         monkeypatch,
-        lifecycle,
-        "commit" if sqlite else "_succeed",
+        *((lifecycle, "commit") if sqlite else (lifecycle.committing, "_succeed")),
         lambda: removal.keep(either, operator, product.id, keeping),
     )
     with pytest.raises((Held, InProgress)):
@@ -540,7 +539,7 @@ def test_a_clock_one_hour_ahead_gives_up_nothing_that_is_alive(
 
     def body() -> Iterator[bytes]:
         yield b"before "
-        for module in (housekeeping, lifecycle, reception, uploads):
+        for module in (housekeeping, lifecycle.giving_up, lifecycle.loose, reception, uploads):
             monkeypatch.setattr(module, "datetime", Ahead, raising=False)
         housekeeping.clean(facility)
         yield b"after"

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from admin_api.catalog import entries
+from admin_api.catalog.entries import ProductEntry
 from admin_api.catalog.models import Product, State
 from admin_api.errors import Unavailable
 from admin_api.products.records import group_of
@@ -125,7 +127,7 @@ def test_a_group_whose_writer_was_taken_for_dead_is_undone_as_a_whole_and_done_a
     def taken_over(facility: Facility, mount: str, mark: str, said: Any) -> None:
         with facility.catalog.reading() as session:
             pk = session.scalars(select(Product.pk).where(Product.id == said[2].id)).one()
-            found = lifecycle.entries.product(session, pk)
+            found = entries.product(session, pk)
         assert lifecycle.settle(facility, found) is False
         group.append(mark)
         write(facility, mount, mark, said)
@@ -171,16 +173,16 @@ def test_a_worker_that_dies_behind_the_record_has_made_the_products_and_before_i
 
     monkeypatch.setattr(groups._Work, "give_up", gone)
     lines = files(tmp_path / "inbox", 4, 1)
-    for step, expected in (("write_group", 0), ("_promote_all", 4)):
-        module = records if step == "write_group" else lifecycle
+    steps = ((records, "write_group", 0), (lifecycle.promoting, "promote_all", 4))
+    for module, step, expected in steps:
         with monkeypatch.context() as patch:
             patch.setattr(module, step, dies)
             with pytest.raises(Died):
                 _import(stale, operator, lines)
         assert _available(stale, operator) == {}
         with stale.catalog.reading() as session:
-            query = lifecycle.entries.products().where(Product.state == State.COMMITTING)
-            waiting = lifecycle.entries.all_of(lifecycle.ProductEntry, session, query)
+            query = entries.products().where(Product.state == State.COMMITTING)
+            waiting = entries.all_of(ProductEntry, session, query)
         assert len(waiting) == 4
         assert sum(lifecycle.settle(stale, product) for product in waiting) == expected
         assert len(_available(stale, operator)) == expected

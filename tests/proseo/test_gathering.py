@@ -19,7 +19,7 @@ from admin_api.errors import (
     StorageManagerError,
     Unavailable,
 )
-from admin_api.services import gathering, housekeeping, leases, lifecycle, paths
+from admin_api.services import gathering, housekeeping, leases, lifecycle, paths, records
 from admin_api.services.facility import open_facility
 from admin_api.services.gathering import Piece
 from admin_api.services.histories import Histories
@@ -148,15 +148,15 @@ def test_a_file_whose_record_was_not_taken_is_recorded_when_it_comes_again(
     facility, operator, monkeypatch
 ) -> None:
     gathering.gather(facility, operator, "83", [_piece(facility, "a.nc", b"a")], "2031/2/9/7/83")
-    record = lifecycle.records.write_next
+    record = records.write_next
 
     def fail(*_args, **_more):
         raise Unavailable("away")
 
-    monkeypatch.setattr(lifecycle.records, "write_next", fail)
+    monkeypatch.setattr(records, "write_next", fail)
     with pytest.raises(StorageManagerError):
         gathering.gather(facility, operator, "83", [_piece(facility, "b.nc", b"b")], "x/83")
-    monkeypatch.setattr(lifecycle.records, "write_next", record)
+    monkeypatch.setattr(records, "write_next", record)
     settings = HousekeepingSettings(commit_grace_seconds=1)
     object.__setattr__(facility.settings, "housekeeping", settings)
     product, _ = gathering.gather(
