@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-TWO_AT_ONCE = ("-n", "2", "--dist", "loadfile")
+#: In the order of the paths: files that take long and have few tests would come last otherwise.
+TWO_AT_ONCE = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 #: With what its tests print of themselves: reads, failures and seconds of each fault.
 TELLING = ("-rP", "--durations=30")
 #: More failures than these have a common cause that a quiet machine does not mend.
@@ -69,7 +70,7 @@ BESIDE = [
     Tier("unit and contract", ("tests/unit", "tests/contract"), TWO_AT_ONCE),
     Tier(
         "service, jobs, proseo, faults",
-        ("tests/api", "tests/jobs", "tests/proseo", "tests/faults", "tests/campaign"),
+        ("tests/faults", "tests/campaign", "tests/jobs", "tests/proseo", "tests/api"),
         TWO_AT_ONCE,
     ),
     Tier("terraform", ("tests/terraform",), TWO_AT_ONCE),

@@ -33,6 +33,14 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (_hard, _hard))
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "samples"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Drills are left out, unless they are asked for."""
+    drills = [item for item in items if item.get_closest_marker("drill")]
+    if drills and not os.environ.get("DRILLS"):
+        config.hook.pytest_deselected(items=drills)
+        items[:] = [item for item in items if item not in drills]
+
+
 def unavailable(reason: str) -> None:
     """A part of this tier cannot run here: a failure in CI, a skip with its reason elsewhere."""
     if os.environ.get("CI"):

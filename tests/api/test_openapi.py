@@ -18,6 +18,8 @@ CHECKS = (
 )
 
 
+#: PostgreSQL takes less than SQLite does.
+@pytest.mark.parametrize("service", ["s3-postgresql"], indirect=True)
 @pytest.mark.parametrize("scopes", [("read",), ("ingest",), ("remove", "read"), ("admin",)])
 def test_no_server_error_and_no_undocumented_answer(
     service: Service, scopes, tmp_path: Path
@@ -54,7 +56,7 @@ def test_no_server_error_and_no_undocumented_answer(
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=280,
+        timeout=560,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 

@@ -23,12 +23,8 @@ from tests.support.terraform import terraform
 KEEP = bool(os.environ.get("FACILITY_KEEP"))
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     lacking = _lacking()
-    drills = [item for item in items if item.get_closest_marker("drill")]
-    if drills and not os.environ.get("DRILLS"):
-        config.hook.pytest_deselected(items=drills)
-        items[:] = [item for item in items if item not in drills]
     for item in items:
         if "tests/facility/" not in item.nodeid:
             continue

@@ -29,12 +29,12 @@ from tests.support.servers import ROOT, Service, wait_until
     ("kind", "operation"),
     [
         ("posix-sqlite", "ingest"),
-        ("posix-sqlite", "upload"),
-        ("posix-sqlite", "replace"),
-        ("posix-sqlite", "remove"),
+        pytest.param("posix-sqlite", "upload", marks=pytest.mark.drill),
+        pytest.param("posix-sqlite", "replace", marks=pytest.mark.drill),
+        pytest.param("posix-sqlite", "remove", marks=pytest.mark.drill),
         ("posix-sqlite", "import"),
         ("s3-postgresql", "import"),
-        ("s3-sqlite", "ingest"),
+        pytest.param("s3-sqlite", "ingest", marks=pytest.mark.drill),
         ("s3-postgresql", "upload"),
         ("s3-postgresql", "replace"),
         ("posix-postgresql", "remove"),
@@ -68,8 +68,15 @@ def test_killed_at_every_step_nothing_is_torn_lost_or_left(
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("operation", ["replace", "remove"])
-@pytest.mark.parametrize("kind", ["posix-sqlite", "s3-postgresql"])
+@pytest.mark.parametrize(
+    ("kind", "operation"),
+    [
+        pytest.param("posix-sqlite", "replace", marks=pytest.mark.drill),
+        ("posix-sqlite", "remove"),
+        ("s3-postgresql", "replace"),
+        pytest.param("s3-postgresql", "remove", marks=pytest.mark.drill),
+    ],
+)
 def test_two_services_beside_a_process_killed_at_every_step_show_a_whole_product_or_none(
     kind: str, operation: str, tmp_path: Path, request
 ) -> None:
