@@ -611,10 +611,8 @@ def test_the_command_names_what_is_unreadable_and_says_so_by_its_exit_code(
 
     fine = run()
     assert fine.exit_code == 0
-    assert re.search(r"^read: 2 statements, \d+ statements/s$", fine.stderr, re.MULTILINE)
-    assert re.search(
-        r"^told: 2 statements of 2 statements, \d+ statements/s$", fine.stderr, re.MULTILINE
-    )
+    assert re.search(r"^read: 2 statements \d+/s$", fine.stderr, re.MULTILINE)
+    assert re.search(r"^told: 2/2 statements \d+/s$", fine.stderr, re.MULTILINE)
     assert "storage-manager reconcile" in fine.stderr
     path = record_of(site, broken)
     os.truncate(path, 40)
