@@ -85,7 +85,7 @@ def test_full_tiers_let_the_oldest_go_and_go_on_caching_what_is_new(facility: Fa
     before = settled(facility)
     for product, data in files[-15:]:
         assert facility.read(facility.link(product)) == data
-    assert settled(facility) == before
+    assert settled(facility) - before < size
     for product, _ in files:
         facility.remove(product)
     wait_until(lambda: used(facility)["node3"]["SSD"] < 200 * MIB, 60, "removed blocks to go")
