@@ -48,7 +48,7 @@ def rebuild(directory: Path, server: Weed, options: Namespace) -> list[Row]:
 
 
 def _measure(directory: Path, backend: dict, database: object, count: int, what: str) -> list[Row]:
-    service = service_in(directory, backend, database)  # type: ignore[arg-type]
+    service = service_in(directory, backend, database)  # type: ignore[arg-type]  # a Postgres or none
     storage = open_facility(load(service.settings_file)).storage
 
     def put(number: int) -> None:

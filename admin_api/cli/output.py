@@ -126,7 +126,7 @@ class Progress:
 
         outer = self
 
-        class Bar(tqdm):  # type: ignore[type-arg]
+        class Bar(tqdm):  # type: ignore[type-arg]  # only its types are generic
             """tqdm's timing, with the name shortened and everything counted in binary units."""
 
             @property

@@ -80,7 +80,7 @@ def create_app(facility: Facility) -> OpenAPI:
         app.extensions["callers"] = Callers(facility.settings.proseo)
         app.extensions["download_tokens"] = DownloadTokens(facility.settings.proseo)
         app.register_blueprint(views.api)
-        app.wsgi_app = Slashes(Hits(app, app.wsgi_app))  # type: ignore[method-assign]
+        app.wsgi_app = Slashes(Hits(app, app.wsgi_app))  # type: ignore[method-assign]  # as Flask says
     app.before_request(_begin)
     app.after_request(_end)
     app.teardown_request(_give_back)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
@@ -15,10 +14,10 @@ from werkzeug.http import http_date
 from admin_api.catalog.entries import FileEntry, ProductEntry
 from admin_api.services import retrieval
 from admin_api.services.access import Scope
-from admin_api.services.transfers import Hold
 from admin_api.web import problems, schemas
 from admin_api.web.auth import closed_blueprint, facility, needs, principal
 from admin_api.web.metrics import PAYLOAD_OUT
+from admin_api.web.streams import streamed
 
 api = closed_blueprint("files", "Files")
 
@@ -115,7 +114,7 @@ def archive(path: schemas.ProductPath, query: schemas.ArchiveQuery) -> Response:
         # No body, and no word on its length but where it is known.
         response = Response(iter(()), direct_passthrough=True)
     else:
-        response = _streamed(lambda: whole.read(start, stop))
+        response = streamed(facility(), lambda: whole.read(start, stop))
     if whole.size is not None:
         response.headers["Content-Length"] = str(stop - start)
     if partial:
@@ -220,46 +219,9 @@ def _payload(product: ProductEntry, file: FileEntry, start: int, stop: int) -> R
         opened.seek(start)
         response = Response(wrapper(opened), direct_passthrough=True)
     else:
-        response = _streamed(
-            lambda: retrieval.read(facility(), principal(), product, file, start, stop)
+        response = streamed(
+            facility(), lambda: retrieval.read(facility(), principal(), product, file, start, stop)
         )
     response.headers["Content-Length"] = str(stop - start)
     PAYLOAD_OUT.inc(stop - start)
     return response
-
-
-def _primed(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """``chunks`` with the first one read, so that an error comes before the status is sent."""
-    first = next(chunks, None)
-
-    def rest() -> Iterator[bytes]:
-        if first is not None:
-            yield first
-            yield from chunks
-
-    return rest()
-
-
-class _Held:
-    """Chunks that have room in this process's memory until the server closes them."""
-
-    def __init__(self, chunks: Iterator[bytes], hold: Hold) -> None:
-        self._chunks = chunks
-        self._hold = hold
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._chunks
-
-    def close(self) -> None:
-        """Called by the server, whatever happened."""
-        self._hold.give_back()
-
-
-def _streamed(read: Callable[[], Iterator[bytes]]) -> Response:
-    """What ``read`` gives, its first chunk being there before the status is sent."""
-    hold = retrieval.room(facility())
-    try:
-        return Response(_Held(_primed(read()), hold), direct_passthrough=True)
-    except BaseException:
-        hold.give_back()
-        raise

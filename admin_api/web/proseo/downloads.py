@@ -7,7 +7,7 @@ the contract has them, or by ``Range`` (RFC 9110); where both do, the query coun
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from urllib.parse import quote
 
 from flask import Response, g, request
@@ -18,9 +18,9 @@ from admin_api.services import paths
 from admin_api.services.access import Principal, Scope
 from admin_api.services.download_tokens import Expired
 from admin_api.services.paths import Located
-from admin_api.services.transfers import Hold, Kind, Need
 from admin_api.web.proseo import replies, wire
 from admin_api.web.proseo.entry import download_tokens, facility
+from admin_api.web.streams import streamed
 
 _EXTENSION = re.compile(r"[a-z0-9][a-z0-9.+_-]*")
 
@@ -135,21 +135,6 @@ def _disposition(name: str) -> str:
     return f'form-data; name="attachment"; filename="{plain}"{also}'
 
 
-class _Held:
-    """Chunks that have room in this process's memory until the server closes them."""
-
-    def __init__(self, chunks: Iterator[bytes], hold: Hold) -> None:
-        self._chunks = chunks
-        self._hold = hold
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._chunks
-
-    def close(self) -> None:
-        """Called by the server, whatever happened."""
-        self._hold.give_back()
-
-
 def _payload(located: Located, start: int, stop: int) -> Response:
     if request.method == "HEAD" or start == stop:
         return Response(b"")
@@ -160,25 +145,7 @@ def _payload(located: Located, start: int, stop: int) -> Response:
     if opened is not None and wrapper is not None:
         opened.seek(start)
         return Response(wrapper(opened), direct_passthrough=True)
-    return _streamed(lambda: _exactly(located.read(start, stop), stop - start))
-
-
-def _streamed(read: Callable[[], Iterator[bytes]]) -> Response:
-    """What ``read`` gives, its first chunk being there before the status is sent."""
-    need = Need(memory=facility().storage.read_memory())
-    hold = facility().transfers.take(Kind.DOWNLOAD, need)
-    try:
-        chunks = read()
-        first = next(chunks, b"")
-    except BaseException:
-        hold.give_back()
-        raise
-
-    def whole() -> Iterator[bytes]:
-        yield first
-        yield from chunks
-
-    return Response(_Held(whole(), hold), direct_passthrough=True)
+    return streamed(facility(), lambda: _exactly(located.read(start, stop), stop - start))
 
 
 def _exactly(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:

@@ -65,15 +65,15 @@ _STATUSES: tuple[tuple[type[StorageManagerError], int], ...] = (
 class ProductFS:
     """What became of files (``productFS.raml``); unset members are null."""
 
-    productId: str = ""  # noqa: N815 - the contract's own name, as all of these
-    sourceStorageType: str | None = None  # noqa: N815
-    sourceFilePaths: list[str] = field(default_factory=list)  # noqa: N815
-    targetStorageId: str | None = None  # noqa: N815
-    targetStorageType: str | None = None  # noqa: N815
-    registeredFilePath: str | None = None  # noqa: N815
+    productId: str = ""  # noqa: N815 # the contract's name
+    sourceStorageType: str | None = None  # noqa: N815 # the contract's name
+    sourceFilePaths: list[str] = field(default_factory=list)  # noqa: N815 # the contract's name
+    targetStorageId: str | None = None  # noqa: N815 # the contract's name
+    targetStorageType: str | None = None  # noqa: N815 # the contract's name
+    registeredFilePath: str | None = None  # noqa: N815 # the contract's name
     registered: bool = False
-    registeredFilesCount: int | None = None  # noqa: N815
-    registeredFilesList: list[str] = field(default_factory=list)  # noqa: N815
+    registeredFilesCount: int | None = None  # noqa: N815 # the contract's name
+    registeredFilesList: list[str] = field(default_factory=list)  # noqa: N815 # the contract's name
     deleted: bool = False
     message: str | None = None
 
@@ -82,20 +82,20 @@ class ProductFS:
 class FileInfo:
     """A file (``fileinfo.raml``)."""
 
-    storageType: str  # noqa: N815
-    filePath: str  # noqa: N815
-    fileName: str  # noqa: N815
-    fileSize: int  # noqa: N815
+    storageType: str  # noqa: N815 # the contract's name
+    filePath: str  # noqa: N815 # the contract's name
+    fileName: str  # noqa: N815 # the contract's name
+    fileSize: int  # noqa: N815 # the contract's name
 
 
 @dataclass(frozen=True, slots=True)
 class JobOrder:
     """A job order (``joborderBase64.raml``)."""
 
-    jobOrderStringBase64: str  # noqa: N815
+    jobOrderStringBase64: str  # noqa: N815 # the contract's name
     uploaded: bool
-    fsType: str | None  # noqa: N815
-    pathInfo: str | None  # noqa: N815
+    fsType: str | None  # noqa: N815 # the contract's name
+    pathInfo: str | None  # noqa: N815 # the contract's name
     message: str | None
 
 

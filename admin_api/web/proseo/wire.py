@@ -37,15 +37,15 @@ class _Request(BaseModel):
 class IngestRequest(_Request):
     """What ``POST /products`` is given."""
 
-    productId: Text = None  # noqa: N815
-    sourceStorageType: Text = None  # noqa: N815
-    sourceFilePaths: list[Annotated[str, BeforeValidator(_text)]] | None = None  # noqa: N815
-    targetStorageId: Text = None  # noqa: N815
-    targetStorageType: Text = None  # noqa: N815
-    registeredFilePath: Text = None  # noqa: N815
+    productId: Text = None  # noqa: N815 # the contract's name
+    sourceStorageType: Text = None  # noqa: N815 # the contract's name
+    sourceFilePaths: list[Annotated[str, BeforeValidator(_text)]] | None = None  # noqa: N815 # the contract's name
+    targetStorageId: Text = None  # noqa: N815 # the contract's name
+    targetStorageType: Text = None  # noqa: N815 # the contract's name
+    registeredFilePath: Text = None  # noqa: N815 # the contract's name
     registered: bool | None = None
-    registeredFilesCount: int | None = None  # noqa: N815
-    registeredFilesList: list[Annotated[str, BeforeValidator(_text)]] | None = None  # noqa: N815
+    registeredFilesCount: int | None = None  # noqa: N815 # the contract's name
+    registeredFilesList: list[Annotated[str, BeforeValidator(_text)]] | None = None  # noqa: N815 # the contract's name
     deleted: bool | None = None
     message: Text = None
 
@@ -53,10 +53,10 @@ class IngestRequest(_Request):
 class JobOrderRequest(_Request):
     """What ``POST /joborders`` is given."""
 
-    jobOrderStringBase64: Text = None  # noqa: N815
+    jobOrderStringBase64: Text = None  # noqa: N815 # the contract's name
     uploaded: bool | None = None
-    fsType: Text = None  # noqa: N815
-    pathInfo: Text = None  # noqa: N815
+    fsType: Text = None  # noqa: N815 # the contract's name
+    pathInfo: Text = None  # noqa: N815 # the contract's name
     message: Text = None
 
 
