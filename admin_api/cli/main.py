@@ -16,31 +16,31 @@ from admin_api.cli.failures import EXIT_INTERRUPTED, Failure, document, local_fa
 #: Verb -> module of this package and its attribute.  Loaded when it is asked for: a shell's
 #: completion and a script that calls the command a thousand times wait for nothing else.
 _COMMANDS = {
-    "adopt-store": "local:adopt_store",
-    "cache": "products:cache",
-    "completion": "operations:completion",
-    "events": "operations:events",
-    "facility": "facility:facility",
-    "get": "retrieving:get",
-    "import": "jobs:import_",
-    "ingest": "ingesting:ingest",
-    "jobs": "jobs:jobs",
-    "keep": "products:keep",
-    "ls": "products:ls",
-    "nodes": "operations:nodes",
-    "probe": "operations:probe",
-    "proseo-caller": "local:proseo_caller",
-    "purge": "operations:purge",
-    "rebuild": "local:rebuild",
-    "reconcile": "operations:reconcile",
-    "rm": "products:rm",
-    "serve": "local:serve",
-    "show": "products:show",
-    "stage": "staging:stage",
-    "status": "operations:status",
-    "token": "local:token",  # nosec B105 # a verb's place
-    "verify": "products:verify",
-    "worker": "local:worker",
+    "adopt-store": ("local", "adopt_store"),
+    "cache": ("products", "cache"),
+    "completion": ("operations", "completion"),
+    "events": ("operations", "events"),
+    "facility": ("facility", "facility"),
+    "get": ("retrieving", "get"),
+    "import": ("jobs", "import_"),
+    "ingest": ("ingesting", "ingest"),
+    "jobs": ("jobs", "jobs"),
+    "keep": ("products", "keep"),
+    "ls": ("products", "ls"),
+    "nodes": ("operations", "nodes"),
+    "probe": ("operations", "probe"),
+    "proseo-caller": ("local", "proseo_caller"),
+    "purge": ("operations", "purge"),
+    "rebuild": ("local", "rebuild"),
+    "reconcile": ("operations", "reconcile"),
+    "rm": ("products", "rm"),
+    "serve": ("local", "serve"),
+    "show": ("products", "show"),
+    "stage": ("staging", "stage"),
+    "status": ("operations", "status"),
+    "token": ("local", "token"),
+    "verify": ("products", "verify"),
+    "worker": ("local", "worker"),
 }
 
 
@@ -55,7 +55,7 @@ class _Commands(click.Group):
         """A verb, loaded now."""
         if cmd_name not in _COMMANDS:
             return None
-        module, _, attribute = _COMMANDS[cmd_name].partition(":")
+        module, attribute = _COMMANDS[cmd_name]
         command: click.Command = getattr(import_module(f"admin_api.cli.{module}"), attribute)
         return command
 

@@ -10,10 +10,10 @@ import json
 import os
 import re
 import secrets
-import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import jwt
 from admin_api import keyfiles
 from admin_api.catalog.events import Actor
 from admin_api.errors import ConfigurationError, Forbidden, NotFound, Unauthorized
+from admin_api.services.watched import Watched
 from admin_api.settings import AuthSettings
 
 _LATEST_EXPIRY = 9_999_999_999
@@ -92,11 +93,14 @@ class Authority:
     def __init__(self, settings: AuthSettings) -> None:
         """Read the keys; raises ConfigurationError for short, missing or sample keys."""
         self._settings = settings
-        self._lock = threading.Lock()
-        self._stamps: dict[Path, tuple[int, int]] = {}
-        self._own: dict[str, str] = {}
-        self._foreign: dict[str, dict[str, Any]] = {}
-        self._refresh()
+        self._own = Watched(settings.key_file, "key file", read_keys)
+        self._foreign = {
+            known.issuer: (
+                Watched(known.jwks_file, "key set", partial(_read_jwks, known.algorithm)),
+                known.algorithm,
+            )
+            for known in settings.issuers
+        }
 
     def issue(
         self,
@@ -134,7 +138,6 @@ class Authority:
         """Who the token speaks for; raises Unauthorized with the reason."""
         if len(token) > _MAX_TOKEN_BYTES:
             raise Unauthorized("The token is too long.")
-        self._refresh()
         try:
             header = jwt.get_unverified_header(token)
             issuer = jwt.decode(token, options={"verify_signature": False}).get("iss")
@@ -157,11 +160,15 @@ class Authority:
     def _key_for(self, issuer: object, kid: object) -> tuple[Any, str]:
         if not isinstance(kid, str) or not isinstance(issuer, str):
             raise Unauthorized("The token names no issuer or no key.")
-        if issuer == self._settings.issuer and kid in self._own:
-            return self._own[kid], "HS256"
-        for known in self._settings.issuers:
-            if issuer == known.issuer and kid in self._foreign[issuer]:
-                return self._foreign[issuer][kid], known.algorithm
+        if issuer == self._settings.issuer:
+            own = self._own.current()
+            if kid in own:
+                return own[kid], "HS256"
+        if issuer in self._foreign:
+            watched, algorithm = self._foreign[issuer]
+            keys = watched.current()
+            if kid in keys:
+                return keys[kid], algorithm
         raise Unauthorized("The token's issuer or key is not known here.")
 
     @staticmethod
@@ -185,30 +192,6 @@ class Authority:
             None if missions is None else frozenset(missions),
             request_id,
         )
-
-    def _refresh(self) -> None:
-        """Take up key files that have changed: keys are rotated without a restart."""
-        with self._lock:
-            path = self._settings.key_file
-            if self._changed(path):
-                self._own = read_keys(path)
-            for issuer in self._settings.issuers:
-                if self._changed(issuer.jwks_file):
-                    self._foreign[issuer.issuer] = _read_jwks(issuer.jwks_file, issuer.algorithm)
-
-    def _changed(self, path: Path) -> bool:
-        try:
-            status = path.stat()
-        except OSError as error:
-            if path in self._stamps:
-                return False  # being replaced just now: the keys we have go on
-            raise ConfigurationError(
-                f"Cannot read the key file {path}: {error.strerror}."
-            ) from error
-        stamp = (status.st_mtime_ns, status.st_size)
-        changed = self._stamps.get(path) != stamp
-        self._stamps[path] = stamp
-        return changed
 
 
 def read_keys(path: Path) -> dict[str, str]:
@@ -247,10 +230,10 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _read_jwks(path: Path, algorithm: str) -> dict[str, Any]:
+def _read_jwks(algorithm: str, path: Path) -> dict[str, Any]:
     try:
         keys = jwt.PyJWKSet.from_dict(json.loads(path.read_text(encoding="utf-8"))).keys
-    except (OSError, ValueError, jwt.PyJWTError) as error:
+    except (ValueError, jwt.PyJWTError) as error:
         raise ConfigurationError(f"The key set {path} cannot be used: {error}.") from error
     family = {"RS256": "RSA", "ES256": "EC"}[algorithm]
     return {key.key_id: key.key for key in keys if key.key_id and key.key_type == family}

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from admin_api.errors import ConfigurationError, Unauthorized
 from admin_api.services.access import Principal, Scope
+from admin_api.services.watched import Watched
 from admin_api.settings import ProseoSettings
 
 _CERTIFICATE = "certificate"
@@ -43,12 +44,11 @@ class Callers:
 
     def __init__(self, settings: ProseoSettings) -> None:
         """Read the file; raises ConfigurationError for one that cannot be used."""
-        self._settings = settings
-        self._lock = threading.Lock()
+        self._callers = (
+            Watched(settings.callers_file, "callers file", read) if settings.callers_file else None
+        )
         #: One guess at a time: guessing neither takes all memory nor holds up who is known.
         self._guessing = threading.Lock()
-        self._stamp: tuple[int, int] | None = None
-        self._callers: dict[str, _Caller] = {}
         #: What was right once need not be computed again; nothing can be read off these.
         self._salt = secrets.token_bytes(32)
         self._known: dict[str, bytes] = {}
@@ -57,12 +57,10 @@ class Callers:
             self._proxies = [ipaddress.ip_network(item) for item in settings.proxies]
         except ValueError as error:
             raise ConfigurationError(f"proseo.proxies: {error}.") from error
-        self._refresh()
 
     def by_password(self, name: str, password: str, request_id: str | None = None) -> Principal:
         """Who has this name and password; raises Unauthorized."""
-        self._refresh()
-        caller = self._callers.get(name)
+        caller = self._named(name)
         if caller is None or caller.secret == _CERTIFICATE:
             with self._guessing:
                 _verify(self._nobody, password)  # takes as long as for a name that is known
@@ -81,37 +79,19 @@ class Callers:
         self, name: str, address: str | None, request_id: str | None = None
     ) -> Principal:
         """Whom the proxy at ``address`` has verified; raises Unauthorized if none of ours has."""
-        self._refresh()
         try:
             source = ipaddress.ip_address(address or "")
         except ValueError:
             source = None
         if source is None or not any(source in network for network in self._proxies):
             raise Unauthorized("Certificates are taken from the facility's own proxies only.")
-        caller = self._callers.get(name)
+        caller = self._named(name)
         if caller is None or caller.secret != _CERTIFICATE:
             raise Unauthorized("The certificate's name is not known here.")
         return _principal(caller, request_id)
 
-    def _refresh(self) -> None:
-        path = self._settings.callers_file
-        if path is None:
-            return
-        with self._lock:
-            try:
-                status = path.stat()
-                stamp = (status.st_mtime_ns, status.st_size)
-                if stamp == self._stamp:
-                    return
-                callers = read(path)
-            except OSError as error:
-                if self._stamp is not None:
-                    return  # being replaced just now: what was read goes on
-                raise ConfigurationError(
-                    f"Cannot read the callers file {path}: {error.strerror}."
-                ) from error
-            self._callers, self._stamp = callers, stamp
-            self._known.clear()
+    def _named(self, name: str) -> _Caller | None:
+        return self._callers.current().get(name) if self._callers else None
 
 
 def read(path: Path) -> dict[str, _Caller]:

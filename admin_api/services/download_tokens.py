@@ -7,16 +7,14 @@ Called by ``web/proseo``.
 
 from __future__ import annotations
 
-import logging
-import threading
 from datetime import UTC, datetime
+from pathlib import Path
 
 import jwt
 
 from admin_api.errors import ConfigurationError, Unauthorized
+from admin_api.services.watched import Watched
 from admin_api.settings import ProseoSettings
-
-log = logging.getLogger(__name__)
 
 #: What prosEO ships; whoever knows it could read everything.
 _SHIPPED = "MyVeryLongSecretMustBeAtLeast32Bytes"
@@ -38,15 +36,15 @@ class DownloadTokens:
 
     def __init__(self, settings: ProseoSettings) -> None:
         """Read the secret; raises ConfigurationError for one that must not be used."""
-        self._settings = settings
-        self._lock = threading.Lock()
-        self._stamp: tuple[int, int] | None = None
-        self._key: bytes | None = None
-        self._refresh()
+        self._weak = settings.weak_secret
+        self._key = (
+            Watched(settings.secret_file, "secret of download tokens", self._read)
+            if settings.secret_file
+            else None
+        )
 
     def check(self, token: str) -> str:
         """The file name that the token is for; raises Unauthorized (Expired)."""
-        self._refresh()
         if self._key is None:
             raise Unauthorized("No secret for download tokens is set here.")
         if len(token) > _MAX_TOKEN_BYTES:
@@ -57,7 +55,7 @@ class DownloadTokens:
                 raise Unauthorized("The token is not signed with HS256.")
             claims = jwt.decode(
                 token,
-                self._key,
+                self._key.current(),
                 algorithms=["HS256"],
                 options={"require": ["exp", "sub"], "verify_exp": False},
             )
@@ -70,44 +68,19 @@ class DownloadTokens:
             raise Expired(datetime.fromtimestamp(min(expires, 253_402_300_799), UTC))
         return subject
 
-    def _refresh(self) -> None:
-        path = self._settings.secret_file
-        if path is None:
-            return
-        with self._lock:
-            try:
-                status = path.stat()
-                stamp = (status.st_mtime_ns, status.st_size)
-                if stamp == self._stamp:
-                    return
-                secret = path.read_text(encoding="utf-8").strip("\r\n")
-            except OSError as error:
-                if self._key is not None:
-                    return  # being replaced just now: the one that was read goes on
-                raise ConfigurationError(
-                    f"Cannot read the secret of download tokens {path}: {error.strerror}."
-                ) from error
-            try:
-                self._require_usable(secret)
-            except ConfigurationError:
-                if self._key is None:
-                    raise
-                log.exception("the new secret of download tokens is not taken")
-            else:
-                self._key = derive(secret)
-            self._stamp = stamp
-
-    def _require_usable(self, secret: str) -> None:
+    def _read(self, path: Path) -> bytes:
+        secret = path.read_text(encoding="utf-8").strip("\r\n")
         if not secret.strip() or secret == _SHIPPED:
             raise ConfigurationError(
                 "The secret of download tokens is empty or the one that prosEO ships; set another "
                 "here and in the Ingestor."
             )
-        if len(secret) < _SHORT and not self._settings.weak_secret:
+        if len(secret) < _SHORT and not self._weak:
             raise ConfigurationError(
                 f"The secret of download tokens has fewer than {_SHORT} characters; set a longer "
                 "one here and in the Ingestor, or proseo.weak_secret while that cannot be."
             )
+        return derive(secret)
 
 
 def derive(secret: str) -> bytes:

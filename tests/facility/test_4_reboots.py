@@ -60,7 +60,7 @@ def test_a_node_that_is_rebooted_comes_back_whole_and_fails_no_client_that_tries
     facility: Facility, files, before
 ) -> None:
     for node in NODES:
-        with reading(facility, files, threads=3, tries=5, pause=0.05) as load:
+        with reading(facility, files, threads=3, tries=10, pause=0.05) as load:
             time.sleep(1)
             facility.reboot(node)
             facility.wait_ready(seconds=120)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import RemoteDisconnected
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -345,6 +346,8 @@ class Load:
     #: What went wrong at the first try of those that succeeded at a later one.
     first_problems: list[tuple[float, str]] = field(default_factory=list)
     slowest: float = 0.0
+    #: Connections that ended before the first byte of an answer.
+    reopened: int = 0
     done: list[float] = field(default_factory=list)
 
     @property
@@ -356,7 +359,7 @@ class Load:
     def sentence(self) -> str:
         return (
             f"{self.requests} reads, {len(self.failures)} failed, {len(self.first_problems)} only succeeded "
-            f"at another try, longest gap {self.longest_gap:.1f} s, slowest {self.slowest:.1f} s"
+            f"at another try, {self.reopened} connections opened again, longest gap {self.longest_gap:.1f} s, slowest {self.slowest:.1f} s"
             + "".join(f"\n  {when:.1f} s: {what}" for when, what in self.failures[:10])
         )
 
@@ -373,18 +376,29 @@ def reading(
     """Read whole files by link, side by side, and compare every byte.
 
     With ``tries`` a client does what a client does: ask for a link again, at another balancer.
+    Without it too a connection that was closed while it lay idle is opened again (RFC 9112, 9.3.1).
     ``pause`` seconds between reads leave something of the machine to what is tried meanwhile.
     """
     load, lock, stop = Load(), threading.Lock(), threading.Event()
     begun = time.monotonic()
     token = facility.token("read")
 
+    def get(path: str, **options: Any) -> urllib3.BaseHTTPResponse:
+        try:
+            return facility.request("GET", path, **options)
+        except urllib3.exceptions.ProtocolError as error:
+            if not isinstance(error.args[-1], RemoteDisconnected):
+                raise
+            with lock:
+                load.reopened += 1
+            return facility.request("GET", path, headers={"Connection": "close"}, **options)
+
     def once(product: dict[str, Any], data: bytes, node: str) -> str | None:
         try:
             path = f"/v1/products/{product['id']}/files/{quote(product['files'][0]['path'])}"
-            answer = facility.request("GET", path, node=node, token=token)
+            answer = get(path, node=node, token=token)
             if answer.status == 307:
-                answer = facility.request("GET", answer.headers["Location"])
+                answer = get(answer.headers["Location"])
             if answer.status != 200:
                 return f"read: {answer.status} {answer.data[:200]!r}"
             return None if answer.data == data else f"WRONG BYTES ({len(answer.data)})"
