@@ -43,37 +43,28 @@ def later_than(load: Load, seconds: float) -> list[tuple[float, str]]:
     return [failure for failure in load.failures if failure[0] > seconds]
 
 
-def test_a_node_that_loses_power_under_read_load_fails_no_client_that_tries_again(
+def test_a_node_that_loses_power_is_noticed_within_seconds_and_fails_no_client_that_tries_again(
     facility: Facility, files
 ) -> None:
+    """Of those that try once only what was under way when it died may fail."""
     others = ("node1", "node2")
-    with reading(facility, files, nodes=others, tries=4) as load:
+    with (
+        reading(facility, files, nodes=others, threads=3, tries=4) as patient,
+        reading(facility, files, nodes=others, threads=3) as once,
+    ):
         time.sleep(4)
         facility.power_off("node3")
         time.sleep(30)
-    print(f"\npower off, clients try again: {load.sentence()}")
-    assert load.failures == []
-    assert load.requests > 100
+    print(f"\npower off, clients try again: {patient.sentence()}")
+    print(f"power off, no second try: {once.sentence()}")
+    assert patient.failures == []
+    assert patient.requests > 50
+    assert len(once.failures) <= 20
+    assert not [failure for failure in once.failures if "WRONG" in failure[1]]
+    assert later_than(once, 4 + 12) == []
     facility.power_on("node3")
     facility.wait_ready(seconds=120)
     all_there(facility, files)
-
-
-def test_a_node_that_loses_power_is_noticed_within_seconds(facility: Facility, files) -> None:
-    """Without any second try: only what was under way when it died may fail."""
-    others = ("node1", "node2")
-    with reading(facility, files, nodes=others, tries=1) as load:
-        time.sleep(4)
-        facility.power_off("node3")
-        time.sleep(25)
-    print(f"\npower off, no second try: {load.sentence()}")
-    for failure in load.failures[:10]:
-        print("  ", failure)
-    assert len(load.failures) <= 20
-    assert not [failure for failure in load.failures if "WRONG" in failure[1]]
-    assert later_than(load, 4 + 12) == []
-    facility.power_on("node3")
-    facility.wait_ready(seconds=120)
 
 
 @pytest.mark.parametrize("unit", ["alluxio-worker", "alluxio-proxy"])

@@ -59,14 +59,14 @@ def as_before(facility: Facility, before: dict[str, str], *hosts: str) -> None:
 def test_a_node_that_is_rebooted_comes_back_whole_and_fails_no_client_that_tries_again(
     facility: Facility, files, before
 ) -> None:
-    for node in NODES:
-        with reading(facility, files, threads=3, tries=10, pause=0.05) as load:
-            time.sleep(1)
-            facility.reboot(node)
-            facility.wait_ready(seconds=120)
-        print(f"\n{node} rebooted: {load.sentence()}")
-        assert load.failures == []
-        as_before(facility, before, node)
+    """The one that has two volumes; the others are rebooted with all hosts at once."""
+    with reading(facility, files, threads=3, tries=10, pause=0.05) as load:
+        time.sleep(1)
+        facility.reboot("node2")
+        facility.wait_ready(seconds=120)
+    print(f"\nnode2 rebooted: {load.sentence()}")
+    assert load.failures == []
+    as_before(facility, before, "node2")
 
 
 def test_the_admin_host_that_is_rebooted_comes_back_whole_and_keeps_clients_waiting_at_most(
