@@ -18,7 +18,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
-#: Algorithms by the names of hashlib.  Those of variable length (shake) say too little by a name.
+#: Algorithms by the names of hashlib, and two that it lacks.  Those of variable length (shake) say
+#: too little by a name.
 ALGORITHMS = (
     "md5",
     "sha1",
@@ -32,6 +33,7 @@ ALGORITHMS = (
     "sha3_512",
     "blake2b",
     "blake2s",
+    "blake3",
     "crc32",
 )
 # How they are written, besides the above: without what is neither letter nor digit.
@@ -60,7 +62,7 @@ class FileDigest:
 class Hasher(Protocol):
     """What computes one digest."""
 
-    def update(self, data: bytes, /) -> None:
+    def update(self, data: bytes, /) -> object:
         """Take the next bytes."""
 
     def hexdigest(self) -> str:
@@ -91,6 +93,11 @@ def hasher(algorithm: str) -> Hasher:
         raise ValueError(algorithm)
     if algorithm == "crc32":
         return _Crc32()
+    if algorithm == "blake3":
+        # Loaded when it is asked for: few are, and every command would wait for it.
+        from blake3 import blake3
+
+        return blake3()
     return hashlib.new(algorithm, usedforsecurity=False)
 
 
@@ -115,7 +122,7 @@ class Digester:
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._others = {algorithm: hasher(algorithm) for algorithm in algorithms}
         self._hashers: list[Hasher] = [self._md5, self._sha256, *self._others.values()]
-        self._pending: list[Future[None]] = []
+        self._pending: list[Future[object]] = []
 
     def update(self, chunk: bytes) -> None:
         """Take the next bytes; large ones are digested behind the caller's back."""

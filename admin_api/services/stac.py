@@ -20,6 +20,7 @@ _MULTIHASHES = {
     "1620": ("SHA3-256", 64),
     "1440": ("SHA3-512", 128),
     "1340": ("SHA-512", 128),
+    "1e20": ("BLAKE3", 64),
 }
 
 
@@ -90,6 +91,6 @@ def _digest(name: str, checksum: object) -> dict[str, Any]:
             is_common = algorithm in ("sha256", "md5")
             return {algorithm: value} if is_common else {"digests": {algorithm: value}}
     raise InvalidRequest(
-        f"The checksum of the asset {name[:100]!r} is no multihash of a SHA-2, a SHA-3 or an MD5, "
-        "and no other can be compared here."
+        f"The checksum of the asset {name[:100]!r} is no multihash of a SHA-2, a SHA-3, an MD5 "
+        "or a BLAKE3, and no other can be compared here."
     )

@@ -100,7 +100,7 @@ class NamePath(BaseModel):
 _OTHER_DIGESTS: Any = Field(
     default_factory=dict,
     max_length=8,
-    description="by other algorithms, by their names: SHA3-256, SHA-512...; in hexadecimal",
+    description="by other algorithms, by their names: SHA3-256, BLAKE3, SHA-512...; in hexadecimal",
 )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import urllib3
+from blake3 import blake3
 
 from tests.generator import make_s1, make_s3, make_s5p
 from tests.jobs.support import NDJSON, begin, counts, ended, files, items, manifest, names
@@ -123,6 +124,7 @@ def test_an_idempotency_key_makes_one_job_of_two_requests(service, inbox) -> Non
 
 def test_a_list_of_objects_urls_and_stac_items_is_imported(service, inbox) -> None:
     plain, url, asset, first, second = files(inbox, 5, seed=6)
+    data = (inbox / "p6-00002.bin").read_bytes()
     stac = {
         "type": "Feature",
         "id": "one",
@@ -130,7 +132,7 @@ def test_a_list_of_objects_urls_and_stac_items_is_imported(service, inbox) -> No
             "product": {
                 "href": asset["source"],
                 "file:size": asset["size"],
-                "file:checksum": "1220" + asset["sha256"],
+                "file:checksum": "1e20" + blake3(data).hexdigest(),
             },
             "quicklook": {"href": "https://elsewhere.example/q.png", "roles": ["thumbnail"]},
         },
@@ -145,7 +147,7 @@ def test_a_list_of_objects_urls_and_stac_items_is_imported(service, inbox) -> No
             "b": {"href": second["source"], "file:checksum": "1220" + "0" * 64},
         },
     }
-    odd = {**tree, "assets": {"a": {"href": first["source"], "file:checksum": "1e20" + "0" * 64}}}
+    odd = {**tree, "assets": {"a": {"href": first["source"], "file:checksum": "1b20" + "0" * 64}}}
     body = {"type": "FeatureCollection", "features": [tree, odd, {**tree, "assets": {}}]}
     job = service.json("POST", "/v1/imports", body, 202)
     assert counts(ended(service, job["id"])) == {"received": 3, "failed": 3}
@@ -405,17 +407,21 @@ def test_ogc_clients_execute_poll_and_get_their_results(service, inbox) -> None:
 
 
 def test_digests_of_other_algorithms_are_compared_and_unknown_ones_refused(service, inbox) -> None:
-    lines = files(inbox, 4, seed=71)
+    lines = files(inbox, 5, seed=71)
     for number, line in enumerate(lines):
         data = (inbox / f"p71-{number:05}.bin").read_bytes()
         del line["sha256"]
-        line["digests"] = {"SHA3-256": hashlib.sha3_256(data).hexdigest().upper()}
+        line["digests"] = {
+            "SHA3-256": hashlib.sha3_256(data).hexdigest().upper(),
+            "BLAKE3": blake3(data).hexdigest(),
+        }
     lines[1]["digests"] = {"sha3_256": "0" * 64}
     lines[2]["digests"] = {"BLAKE3": "0" * 64}
     lines[3]["digests"] = {"SHA-512": "0" * 64}
+    lines[4]["digests"] = {"Whirlpool": "0" * 128}
     job = ended(service, begin(service, lines))
     codes = [item["code"] for item in items(service, job["id"])]
-    assert codes == [None, "digest_mismatch", "invalid_request", "invalid_request"]
+    assert codes == [None, *2 * ["digest_mismatch"], *2 * ["invalid_request"]]
     again = ended(service, begin(service, lines[:1]))
     assert counts(again) == {"received": 1, "skipped": 1}
 

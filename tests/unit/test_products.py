@@ -391,7 +391,7 @@ def _checked(
         *[(text, "sha3_256") for text in ("SHA3-256", "SHA-3-256", "sha3_256", "SHA3_256")],
         *[("SHA512", "sha512"), ("SHA-384", "sha384"), ("SHA3-512", "sha3_512")],
         *[("BLAKE2b", "blake2b"), ("BLAKE2B-512", "blake2b"), ("blake2s256", "blake2s")],
-        *[("CRC32", "crc32"), ("CRC-32", "crc32")],
+        *[("CRC32", "crc32"), ("CRC-32", "crc32"), ("BLAKE3", "blake3"), ("Blake-3", "blake3")],
     ],
 )
 def test_every_usual_spelling_of_an_algorithm_is_understood(spelling: str, algorithm: str) -> None:
@@ -420,6 +420,7 @@ def test_other_digests_are_computed_in_the_same_pass() -> None:
     assert others["sha3_256"] == hashlib.sha3_256(2 * data).hexdigest()
     assert (others["sha256"], others["md5"]) == (digester.result().sha256, digester.result().md5)
     assert hasher("crc32").hexdigest() == "00000000"
+    assert hasher("blake3").hexdigest().startswith("af1349b9f5f9a1a6a0404dea36dcc949")
 
 
 @pytest.mark.parametrize(
