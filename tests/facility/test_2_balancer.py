@@ -201,7 +201,7 @@ MATRIX = [
     ("GET", "/metrics/prometheus/", "read admin", {}, 404),
     ("GET", "/api/v1/master/info", "read admin", {}, 404),
     ("GET", "/api/v1/paths/unsorted/list-status", "read", {}, 404),
-    ("GET", "/", "read admin", {}, 404),
+    ("GET", "/index.html", "read admin", {}, 404),
     ("POST", "/api/v1/streams/1/read", "read", {}, 409),
     ("POST", "/api/v1/streams/1x/read", "read", {}, 404),
 ]
@@ -234,6 +234,16 @@ def test_what_proseo_asks_is_answered_by_the_admin_api_through_every_balancer(
         answer = facility.request("GET", path, node=node)
         assert answer.status in (401, 404), answer.data
         assert answer.headers["X-Request-Id"]
+
+
+def test_a_browser_finds_the_front_page_and_the_api_page_at_every_balancer(
+    facility: Facility,
+) -> None:
+    for node in NODES:
+        answer = facility.request("GET", "/", node=node)
+        assert answer.status == 200 and b"<h1>Storage manager</h1>" in answer.data
+        page = facility.request("GET", "/openapi/swagger", node=node)
+        assert page.status == 401 and "Basic" in page.headers["WWW-Authenticate"]
 
 
 def s3_code(data: bytes) -> str | None:
