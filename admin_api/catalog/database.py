@@ -88,12 +88,19 @@ class Catalog:
                 self._file = _File(Path(self._url.database))
                 _connect_to(self._engine, self._file)
         self._writer = self._engine.execution_options(begin="IMMEDIATE")
+        # PostgreSQL's default shows each statement another state: a product without its files.
+        # SQLite's transactions are snapshots by themselves.
+        self._reader = self._engine
+        if not self.is_sqlite:
+            self._reader = self._engine.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Session]:
         """A session that sees one state of the catalog and changes nothing."""
         self._same_file()
-        with _translated(), Session(self._engine, expire_on_commit=False) as session:
+        with _translated(), Session(self._reader, expire_on_commit=False) as session:
             yield session
 
     def glance(self, statement: Select[*tuple[Any, ...]], wanted: str) -> tuple[Any, ...] | None:

@@ -428,7 +428,7 @@ def test_digests_of_other_algorithms_are_compared_and_unknown_ones_refused(servi
 
 def test_an_interrupted_command_leaves_its_job_and_says_how_to_come_back(service, inbox) -> None:
     path = inbox / "manifest.ndjson"
-    path.write_bytes(manifest(files(inbox, 60, seed=72)))
+    path.write_bytes(manifest(files(inbox, 1500, seed=72)))
     command = [sys.executable, "-m", "admin_api", "--url", service.url]
     command += ["--token-file", str(service.token_file())]
     process = subprocess.Popen(
@@ -444,4 +444,4 @@ def test_an_interrupted_command_leaves_its_job_and_says_how_to_come_back(service
     job = told.split()[1]
     assert process.returncode == 130
     assert f"storage-manager jobs watch {job}" in error
-    assert ended(service, job)["done"] == 60
+    assert ended(service, job)["done"] == 1500

@@ -27,11 +27,17 @@ ACCESS_KEY = "storage-manager-test"
 SECRET_KEY = secrets.token_hex(20)
 
 
+#: Below those that systems give to outgoing connections: one of these may take any other meanwhile.
+_PORTS = range(12_000, 32_000)
+
+
 def free_port() -> int:
     """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    while True:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 #: Limits of waiting are of a quiet machine; one so many times slower fails no test.

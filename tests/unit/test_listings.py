@@ -14,12 +14,13 @@ from typing import Any, Self
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import event, text
+from sqlalchemy import delete, event, select, text
 
 from admin_api.catalog import database as catalog_database
 from admin_api.catalog import entries, queries, usage
 from admin_api.catalog.database import Catalog
 from admin_api.catalog.entries import ProductEntry
+from admin_api.catalog.models import File, Product
 from admin_api.catalog.queries import EventFilter, ProductFilter
 from admin_api.errors import InvalidRequest
 from admin_api.settings import CatalogSettings
@@ -382,3 +383,19 @@ def test_sums_that_are_wrong_are_told_and_set_right(make_catalog: Callable[[], C
         assert usage.differences(session) == []
         assert sum(item.products for item in usage.read(session)) == 54
     catalog.close()
+
+
+def test_who_reads_a_product_sees_its_files_though_they_go_meanwhile(small: Catalog) -> None:
+    """Row and files are two statements; between them others go on."""
+    with small.writing() as session:
+        product = session.scalars(select(Product).limit(1)).one()
+        session.add(File(product_pk=product.pk, path="a", key="k/a", size=1, sha256="", md5=""))
+        pk = product.pk
+    found = select(File.path).where(File.product_pk == pk, File.path == "a")
+    with small.reading() as session:
+        session.get_one(Product, pk)
+        with small.writing() as other:
+            other.execute(delete(File).where(File.product_pk == pk, File.path == "a"))
+        assert session.scalars(found).all() == ["a"]
+    with small.reading() as session:
+        assert session.scalars(found).all() == []
