@@ -1,7 +1,8 @@
 """Runs the test tiers and says what each took.  Called by `make test`.
 
 The local facility mostly waits, so the other tiers run beside it, at a low priority and one after
-another, two of their files at once; their output comes when they end.  The last of them are facilities
+another, three of their files at once (they wait for each other's stores, too); their output comes
+when they end.  The last of them are facilities
 on hosts of their own.  With paths as arguments only those are run, as one tier.
 
 Where a few tests failed, these are run once more when everything else has ended, and the end of the
@@ -21,7 +22,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 #: In the order of the paths: files that take long and have few tests would come last otherwise.
-TWO_AT_ONCE = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+THREE_AT_ONCE = ("-n", "3", "--dist", "loadfile", "--no-loadscope-reorder")
 #: With what its tests print of themselves: reads, failures and seconds of each fault.
 TELLING = ("-rP", "--durations=30")
 #: More failures than these have a common cause that a quiet machine does not mend.
@@ -67,13 +68,13 @@ class Tier:
 
 FACILITY = [Tier("facility", ("tests/facility", "--ignore", "tests/facility/apart"), TELLING)]
 BESIDE = [
-    Tier("unit and contract", ("tests/unit", "tests/contract"), TWO_AT_ONCE),
+    Tier("unit and contract", ("tests/unit", "tests/contract"), THREE_AT_ONCE),
     Tier(
         "service, jobs, proseo, faults",
         ("tests/faults", "tests/campaign", "tests/jobs", "tests/proseo", "tests/api"),
-        TWO_AT_ONCE,
+        THREE_AT_ONCE,
     ),
-    Tier("terraform", ("tests/terraform",), TWO_AT_ONCE),
+    Tier("terraform", ("tests/terraform",), THREE_AT_ONCE),
     Tier("facilities apart", ("tests/facility/apart",), TELLING),
 ]
 

@@ -386,6 +386,7 @@ def test_health_says_what_is_not_well_and_fails(facility: Facility) -> None:
     facility.remove(product)
 
 
+@pytest.mark.drill
 def test_a_changed_property_restarts_nodes_one_at_a_time_and_no_read_fails(
     facility: Facility,
 ) -> None:
@@ -410,6 +411,7 @@ def test_a_changed_property_restarts_nodes_one_at_a_time_and_no_read_fails(
         facility.remove(product)
 
 
+@pytest.mark.drill
 def test_one_of_the_balancers_holds_the_common_address_and_another_takes_it_over(
     facility: Facility,
 ) -> None:

@@ -32,7 +32,7 @@ from tests.support.servers import ROOT, Service, wait_until
         pytest.param("posix-sqlite", "upload", marks=pytest.mark.drill),
         pytest.param("posix-sqlite", "replace", marks=pytest.mark.drill),
         pytest.param("posix-sqlite", "remove", marks=pytest.mark.drill),
-        ("posix-sqlite", "import"),
+        pytest.param("posix-sqlite", "import", marks=pytest.mark.drill),
         ("s3-postgresql", "import"),
         pytest.param("s3-sqlite", "ingest", marks=pytest.mark.drill),
         ("s3-postgresql", "upload"),
@@ -73,7 +73,7 @@ def test_killed_at_every_step_nothing_is_torn_lost_or_left(
     [
         pytest.param("posix-sqlite", "replace", marks=pytest.mark.drill),
         ("posix-sqlite", "remove"),
-        ("s3-postgresql", "replace"),
+        pytest.param("s3-postgresql", "replace", marks=pytest.mark.drill),
         pytest.param("s3-postgresql", "remove", marks=pytest.mark.drill),
     ],
 )

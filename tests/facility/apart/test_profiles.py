@@ -145,6 +145,7 @@ def test_another_machine_with_the_data_volume_is_the_same_admin_host(
     assert found.request("GET", path, token=token).status == 307
 
 
+@pytest.mark.drill
 def test_a_dry_run_of_a_fresh_host_that_is_everything_goes_through(facility: Facility) -> None:
     """As the first page says to do it: nothing is there yet, keys and certificates neither."""
     facility.hosts("down", HOST)
