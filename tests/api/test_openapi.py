@@ -20,7 +20,15 @@ CHECKS = (
 
 #: PostgreSQL takes less than SQLite does.
 @pytest.mark.parametrize("service", ["s3-postgresql"], indirect=True)
-@pytest.mark.parametrize("scopes", [("read",), ("ingest",), ("remove", "read"), ("admin",)])
+@pytest.mark.parametrize(
+    "scopes",
+    [
+        ("read",),
+        pytest.param(("ingest",), marks=pytest.mark.drill),
+        pytest.param(("remove", "read"), marks=pytest.mark.drill),
+        ("admin",),
+    ],
+)
 def test_no_server_error_and_no_undocumented_answer(
     service: Service, scopes, tmp_path: Path
 ) -> None:
