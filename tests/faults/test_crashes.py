@@ -37,7 +37,7 @@ from tests.support.servers import ROOT, Service, wait_until
         pytest.param("s3-sqlite", "ingest", marks=pytest.mark.drill),
         ("s3-postgresql", "upload"),
         ("s3-postgresql", "replace"),
-        ("posix-postgresql", "remove"),
+        pytest.param("posix-postgresql", "remove", marks=pytest.mark.drill),
     ],
 )
 def test_killed_at_every_step_nothing_is_torn_lost_or_left(

@@ -248,7 +248,7 @@ def test_the_real_provider_of_aws_makes_grows_replaces_and_unmakes_a_facility(
     assert running(moto) == volumes(moto) == set()
 
 
-@pytest.mark.parametrize("name", ["node1", "control"])
+@pytest.mark.parametrize("name", [pytest.param("node1", marks=pytest.mark.drill), "control"])
 def test_a_machine_that_is_replaced_leaves_its_volumes_and_its_neighbours_alone(
     environment: Environment, name: str
 ) -> None:

@@ -62,6 +62,7 @@ def trio(facility: Facility) -> Iterator[Trio]:
     facility.hosts("down", *TRIO)
 
 
+@pytest.mark.drill
 def test_the_leading_master_dies_and_another_takes_over(trio: Trio) -> None:
     data = os.urandom(5 << 20)
     product = trio.upload(f"trio-{time.time_ns()}.bin", data)
