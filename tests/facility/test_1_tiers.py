@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 
+import pytest
+
 from admin_api.storage.alluxio_cluster import preference
 from tests.support.local_facility import NODES, Facility, wait_until
 
@@ -67,6 +69,7 @@ def test_a_working_set_larger_than_the_ram_tier_lies_on_ssd_and_is_read_from_the
         facility.remove(product)
 
 
+@pytest.mark.drill
 def test_full_tiers_let_the_oldest_go_and_go_on_caching_what_is_new(facility: Facility) -> None:
     size, count = 64 * MIB, 40  # 2,560 MiB for tiers of 2,304 MiB
     files = make(facility, count, size, "node3")

@@ -6,9 +6,12 @@ import os
 import subprocess
 import time
 
+import pytest
+
 from tests.support.local_facility import Facility, reading
 
 
+@pytest.mark.drill
 def test_a_lost_control_host_comes_back_from_a_backup_with_all_that_was_acknowledged_since(
     facility: Facility,
 ) -> None:

@@ -85,6 +85,7 @@ def origin() -> Iterator[None]:
         yield
 
 
+@pytest.mark.drill
 @pytest.mark.usefixtures("origin")
 def test_every_secret_is_rotated_and_no_read_fails_and_no_link_is_refused(
     facility: Facility,

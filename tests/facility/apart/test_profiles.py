@@ -157,6 +157,7 @@ def test_a_dry_run_of_a_fresh_host_that_is_everything_goes_through(facility: Fac
     facility.hosts("down", HOST)
 
 
+@pytest.mark.drill
 def test_a_share_carries_a_facility_with_alluxio_and_without_it_and_then_nothing_of_it_stays(
     solo: Callable[[str], Solo],
 ) -> None:
