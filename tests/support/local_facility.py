@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import RemoteDisconnected
 from pathlib import Path
 from typing import Any
@@ -224,11 +225,29 @@ class Facility:
             method, url, body=body, headers=sent, redirect=False, preload_content=preload, **patient
         )
 
+    def get(
+        self, path: str, reopened: Callable[[], None] | None = None, **options: Any
+    ) -> urllib3.BaseHTTPResponse:
+        """A GET; a connection that was closed while it lay idle is opened again (RFC 9112, 9.3.1).
+
+        ``reopened`` is called then.
+        """
+        try:
+            return self.request("GET", path, **options)
+        except urllib3.exceptions.ProtocolError as error:
+            if not isinstance(error.args[-1], RemoteDisconnected):
+                raise
+        if reopened:
+            reopened()
+        headers = {**(options.pop("headers", None) or {}), "Connection": "close"}
+        return self.request("GET", path, headers=headers, **options)
+
     def asked_again(self, method: str, path: str, **options: Any) -> urllib3.BaseHTTPResponse:
         """A request that comes again while it is told to, as a client's does."""
         begun = time.monotonic()
         while True:
-            answer = self.request(method, path, **options)
+            send = self.get if method == "GET" else partial(self.request, method)
+            answer = send(path, **options)
             told = answer.status == 503 and "Retry-After" in answer.headers
             if not told or time.monotonic() - begun > AGAIN_SECONDS:
                 return answer
@@ -383,22 +402,16 @@ def reading(
     begun = time.monotonic()
     token = facility.token("read")
 
-    def get(path: str, **options: Any) -> urllib3.BaseHTTPResponse:
-        try:
-            return facility.request("GET", path, **options)
-        except urllib3.exceptions.ProtocolError as error:
-            if not isinstance(error.args[-1], RemoteDisconnected):
-                raise
-            with lock:
-                load.reopened += 1
-            return facility.request("GET", path, headers={"Connection": "close"}, **options)
+    def reopened() -> None:
+        with lock:
+            load.reopened += 1
 
     def once(product: dict[str, Any], data: bytes, node: str) -> str | None:
         try:
             path = f"/v1/products/{product['id']}/files/{quote(product['files'][0]['path'])}"
-            answer = get(path, node=node, token=token)
+            answer = facility.get(path, reopened, node=node, token=token)
             if answer.status == 307:
-                answer = get(answer.headers["Location"])
+                answer = facility.get(answer.headers["Location"], reopened)
             if answer.status != 200:
                 return f"read: {answer.status} {answer.data[:200]!r}"
             return None if answer.data == data else f"WRONG BYTES ({len(answer.data)})"
