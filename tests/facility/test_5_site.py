@@ -168,7 +168,7 @@ def test_a_dead_node_is_named_and_the_others_do_not_wait_for_it(facility: Facili
         for number in range(6):
             data = os.urandom((1 << 20) + number)
             files.append((facility.upload(f"dead-{time.time_ns()}.bin", data), data))
-        with reading(facility, files, nodes=alive, threads=3, tries=4, pause=0.1) as load:
+        with reading(facility, files, nodes=alive, threads=3, tries=10, pause=0.1) as load:
             facility.playbook("playbooks/rolling_restart.yml", "-e", "without=node3")
         assert started(facility, "node1") != before
         print(
