@@ -155,6 +155,7 @@ def test_groups_that_were_changed_are_refused_before_a_second_admin_host_begins(
         ), text[-3000:]
 
 
+@pytest.mark.drill
 def test_a_dead_node_is_named_and_the_others_do_not_wait_for_it(facility: Facility) -> None:
     facility.power_off("node3")
     try:
