@@ -21,8 +21,8 @@ T = TypeVar("T")
 class Watched(Generic[T]):
     """What a file says; it is read again when it has changed.
 
-    A file that is away or cannot be used any more is told in the log, once for each of its states,
-    and what was read before it counts on: a slip of the pen must not lock everybody out.
+    A file that is away or cannot be used any more is told in the log, once until it is another
+    problem, and what was read before it counts on: a slip of the pen must not lock everybody out.
     """
 
     def __init__(self, path: Path, what: str, read: Callable[[Path], T]) -> None:
@@ -32,6 +32,7 @@ class Watched(Generic[T]):
         """
         self._path, self._what, self._read = path, what, read
         self._lock = threading.Lock()
+        self._problem: str | None = None
         try:
             self._stamp: tuple[int, int] | None = self._now()
             self._value = read(path)
@@ -46,14 +47,11 @@ class Watched(Generic[T]):
                 if stamp != self._stamp:
                     self._stamp = stamp
                     self._value = self._read(self._path)
-            except OSError as error:
-                if self._stamp is not None:
-                    self._told(self._cannot_read(error))
-                self._stamp = None
-            except UnicodeError as error:
-                self._told(self._cannot_read(error))
+                    self._problem = None
+            except (OSError, UnicodeError) as error:
+                self._tell(self._cannot_read(error))
             except ConfigurationError as error:
-                self._told(error.detail)
+                self._tell(error.detail)
             return self._value
 
     def _now(self) -> tuple[int, int]:
@@ -64,5 +62,8 @@ class Watched(Generic[T]):
         why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         return f"Cannot read the {self._what} {self._path}: {why}."
 
-    def _told(self, problem: str) -> None:
-        log.error("%s What the %s said before counts on.", problem, self._what)
+    def _tell(self, problem: str) -> None:
+        if problem != self._problem:
+            log.error("%s What the %s said before counts on.", problem, self._what)
+        self._problem = problem
+        self._stamp = None  # looked at again: rights change without a trace in the stamp

@@ -16,7 +16,7 @@ from admin_api.services.download_tokens import DownloadTokens
 from admin_api.settings import AuthSettings, ProseoSettings
 from tests.proseo.conftest import token
 
-SLIPS = [b"", b"one\n", b"\xff\xfe", None]
+SLIPS = [b"", b"one\n", b"\xff\xfe", None, Path("a directory")]
 KEY = "k1 0123456789abcdef0123456789abcdef\n"
 SECRET = "a secret of both services"
 
@@ -41,21 +41,25 @@ def downloader(file: Path) -> Callable[[], object]:
     return lambda: tokens.check(made)
 
 
-@pytest.mark.parametrize("slip", SLIPS, ids=["empty", "half a line", "not UTF-8", "gone"])
+@pytest.mark.parametrize(
+    "slip", SLIPS, ids=["empty", "half a line", "not UTF-8", "gone", "unreadable"]
+)
 @pytest.mark.parametrize("kind", [caller, bearer, downloader])
 def test_a_file_that_cannot_be_used_any_more_is_told_once_and_what_it_said_counts_on(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     kind: Callable[[Path], Callable[[], object]],
-    slip: bytes | None,
+    slip: bytes | Path | None,
 ) -> None:
     file = tmp_path / "watched"
     check = kind(file)
     check()
-    if slip is None:
-        file.unlink()
-    else:
+    if isinstance(slip, bytes):
         file.write_bytes(slip)
+    else:
+        file.unlink()
+        if slip is not None:
+            file.mkdir()
     if (kind, slip) == (caller, b""):  # nobody may call, which an operator can want
         with pytest.raises(Unauthorized):
             check()
