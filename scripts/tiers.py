@@ -1,9 +1,9 @@
 """Runs the test tiers and says what each took.  Called by `make test`.
 
 The local facility mostly waits, so the other tiers run beside it, at a low priority and one after
-another, three of their files at once (they wait for each other's stores, too); their output comes
-when they end.  The last of them are facilities
-on hosts of their own.  With paths as arguments only those are run, as one tier.
+another, three of their files at once (they wait for their stores, too); their output comes when
+they end.  The last of them are facilities on hosts of their own.  With paths as arguments only those
+are run, as one tier.
 
 Where a few tests failed, these are run once more when everything else has ended, and the end of the
 output names them: beside a dozen hosts on two cores a test may lack the machine rather than the

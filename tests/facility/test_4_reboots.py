@@ -56,30 +56,35 @@ def as_before(facility: Facility, before: dict[str, str], *hosts: str) -> None:
         assert named == ADDRESSES[host]
 
 
+def rebooted_under_load(
+    facility: Facility,
+    files: list[tuple[dict[str, Any], bytes]],
+    before: dict[str, str],
+    host: str,
+    tries: int,
+) -> None:
+    """Reboot a host while clients read that try so often; none fails and the host is as before."""
+    with reading(facility, files, threads=3, tries=tries, pause=0.05) as load:
+        time.sleep(1)
+        facility.reboot(host)
+        facility.wait_ready(seconds=120)
+    print(f"\n{host} rebooted: {load.sentence()}")
+    assert load.failures == []
+    as_before(facility, before, host)
+
+
 def test_a_node_that_is_rebooted_comes_back_whole_and_fails_no_client_that_tries_again(
     facility: Facility, files, before
 ) -> None:
     """The one that has two volumes; the others are rebooted with all hosts at once."""
-    with reading(facility, files, threads=3, tries=10, pause=0.05) as load:
-        time.sleep(1)
-        facility.reboot("node2")
-        facility.wait_ready(seconds=120)
-    print(f"\nnode2 rebooted: {load.sentence()}")
-    assert load.failures == []
-    as_before(facility, before, "node2")
+    rebooted_under_load(facility, files, before, "node2", tries=10)
 
 
 def test_the_admin_host_that_is_rebooted_comes_back_whole_and_keeps_clients_waiting_at_most(
     facility: Facility, files, before
 ) -> None:
     """It is the only one of its kind here: who asks for a link meanwhile has to ask again."""
-    with reading(facility, files, threads=3, tries=30, pause=0.05) as load:
-        time.sleep(1)
-        facility.reboot("control")
-        facility.wait_ready(seconds=120)
-    print(f"\ncontrol rebooted: {load.sentence()}")
-    assert load.failures == []
-    as_before(facility, before, "control")
+    rebooted_under_load(facility, files, before, "control", tries=30)
 
 
 def test_a_facility_whose_hosts_are_all_rebooted_at_once_is_well_again(

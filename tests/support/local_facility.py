@@ -43,6 +43,32 @@ AGAIN_SECONDS = 60.0
 OPERATOR = ROOT / "local_hosts/operator.sh"
 
 
+class _ClosedWhileIdle(RemoteDisconnected):
+    """The other side has closed a connection that had answered before: no request was lost."""
+
+
+class _Connection(urllib3.connection.HTTPSConnection):
+    """Tells a connection that was closed while it lay idle from one that was never answered."""
+
+    has_answered = False
+
+    def connect(self) -> None:
+        self.has_answered = False
+        super().connect()
+
+    def getresponse(self) -> urllib3.response.HTTPResponse:
+        try:
+            response = super().getresponse()
+        except RemoteDisconnected as error:
+            raise (_ClosedWhileIdle(*error.args) if self.has_answered else error) from None
+        self.has_answered = True
+        return response
+
+
+class _Pool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _Connection
+
+
 class Facility:
     """The hosts of the local facility."""
 
@@ -173,6 +199,8 @@ class Facility:
                 block=False,
                 timeout=urllib3.Timeout(connect=5, read=120),
             )
+            schemes = self._pool.pool_classes_by_scheme
+            self._pool.pool_classes_by_scheme = {**schemes, "https": _Pool}
         return self._pool
 
     def token(self, *scopes: str, subject: str = "tester", missions: tuple[str, ...] = ()) -> str:
@@ -235,7 +263,7 @@ class Facility:
         try:
             return self.request("GET", path, **options)
         except urllib3.exceptions.ProtocolError as error:
-            if not isinstance(error.args[-1], RemoteDisconnected):
+            if not isinstance(error.args[-1], _ClosedWhileIdle):
                 raise
         if reopened:
             reopened()
@@ -245,8 +273,8 @@ class Facility:
     def asked_again(self, method: str, path: str, **options: Any) -> urllib3.BaseHTTPResponse:
         """A request that comes again while it is told to, as a client's does."""
         begun = time.monotonic()
+        send = self.get if method == "GET" else partial(self.request, method)
         while True:
-            send = self.get if method == "GET" else partial(self.request, method)
             answer = send(path, **options)
             told = answer.status == 503 and "Retry-After" in answer.headers
             if not told or time.monotonic() - begun > AGAIN_SECONDS:
@@ -365,7 +393,7 @@ class Load:
     #: What went wrong at the first try of those that succeeded at a later one.
     first_problems: list[tuple[float, str]] = field(default_factory=list)
     slowest: float = 0.0
-    #: Connections that ended before the first byte of an answer.
+    #: Connections that were closed while they lay idle, and opened again.
     reopened: int = 0
     done: list[float] = field(default_factory=list)
 
