@@ -339,7 +339,8 @@ def test_a_node_that_died_shows_in_the_plan_and_is_replaced_only_by_its_name(
 def killed_after(seconds: float, process: subprocess.Popen[str]) -> None:
     """Kill a run with everything it has started."""
     time.sleep(seconds)
-    assert process.poll() is None, "the run was over before it was killed"
+    if process.poll() is not None:
+        raise AssertionError(f"the run was over before it was killed: {process.communicate()}")
     for pid in [*descendants(process.pid), process.pid]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
